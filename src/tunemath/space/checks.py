@@ -1,0 +1,127 @@
+"""What can be verified about the update space."""
+
+from __future__ import annotations
+
+from tunemath.findings import Check, Evidence, Outcome, Status
+
+__all__ = ["CHECKS"]
+
+_STILL = 1e-6
+
+
+def _trainable_count(evidence: Evidence) -> Outcome:
+    """Hold the closed form's count against the live tensors and PEFT's own figure."""
+    count = evidence["training"]["trainable"]
+    planned = evidence["plan"]["parameters"]["trainable"]
+    same = planned == count["planned"] == count["live"] == count["peft"]
+    return Outcome(
+        Status.PASS if same else Status.FAIL,
+        f"planned {planned:,}, live {count['live']:,}, PEFT {count['peft']:,} parameters",
+        "all equal",
+        where="" if same else "plan.json parameters.by_target against the adapter's tensors",
+        action="" if same else "look at space.targets: a layer was missed or matched twice",
+    )
+
+
+def _step0_identity(evidence: Evidence) -> Outcome:
+    """An adapter at initialisation moves no logit."""
+    probe = evidence["training"]["identity"]
+    still = probe["max_logit_difference"] <= _STILL
+    return Outcome(
+        Status.PASS if still else Status.FAIL,
+        f"largest logit difference {probe['max_logit_difference']:.2g} "
+        f"over {probe['positions']} positions",
+        f"at most {_STILL:g}",
+        action="" if still else "the initialisation changes the base; use B = 0",
+    )
+
+
+def _intended_tensors(evidence: Evidence) -> Outcome:
+    """Every trainable tensor moved; no frozen one did; none appeared or vanished."""
+    tensors = evidence["training"]["tensors"]
+    wrong = [*tensors["unmoved"], *tensors["frozen_changed"], *tensors["names_changed"]]
+    return Outcome(
+        Status.FAIL if wrong else Status.PASS,
+        f"{tensors['moved']} of {tensors['trainable']} trainable tensors moved, "
+        f"{len(tensors['frozen_changed'])} of {tensors['frozen']} frozen ones changed",
+        "all trainable moved, no frozen one changed",
+        where=", ".join(wrong[:3]) + (" …" if len(wrong) > 3 else ""),
+        action="a tensor without a gradient is cut off from the loss; "
+        "a frozen one that changed was not frozen"
+        if wrong
+        else "",
+    )
+
+
+def _deployable(evidence: Evidence) -> Outcome:
+    """The trained, the reloaded, the merged and the reloaded merged model are one model."""
+    artefact = evidence["artefact"]
+    pairs = {key: value for key, value in artefact.items() if key.startswith("adapter_vs_")}
+    worst = max(pairs, key=lambda key: pairs[key]["max_logit_difference"])
+    largest = pairs[worst]["max_logit_difference"]
+    same = largest <= artefact["tolerance"]
+    return Outcome(
+        Status.PASS if same else Status.FAIL,
+        f"largest logit difference {largest:.2g} ({worst.replace('_', ' ')}), "
+        f"KL {pairs[worst]['kl']:.2g} nats, over {artefact['positions']} positions",
+        f"at most {artefact['tolerance']:g} in any logit",
+        where="" if same else worst,
+        action="" if same else "do not deploy that form; compare dtypes and the adapter's scale",
+    )
+
+
+CHECKS: tuple[Check, ...] = (
+    Check(
+        "trainable-count",
+        "space",
+        "forward",
+        "The number of trainable parameters is the one that the method implies.",
+        ("plan", "training"),
+        _trainable_count,
+        covers=(
+            "target-modules-partial-match",
+            "target-modules-none-match",
+            "resume-unfreezes-base",
+        ),
+    ),
+    Check(
+        "step0-identity",
+        "space",
+        "forward",
+        "The adapter at initialisation moves no logit.",
+        ("training",),
+        _step0_identity,
+        covers=("init-changes-base",),
+    ),
+    Check(
+        "only-intended-tensors-moved",
+        "space",
+        "run",
+        "Every tensor that should have moved did, and no other.",
+        ("training",),
+        _intended_tensors,
+        covers=(
+            "adapter-on-head-never-trained",
+            "loaded-adapter-not-trainable",
+            "checkpointing-frozen-inputs",
+            "fsdp-blocks-lora-grads",
+            "optimizer-holds-stale-params",
+            "resume-unfreezes-base",
+            "ref-updates-with-policy",
+        ),
+    ),
+    Check(
+        "adapter-merged-reloaded",
+        "space",
+        "artefact",
+        "The adapter, the adapter reloaded, merged, and merged and reloaded give the same logits.",
+        ("artefact",),
+        _deployable,
+        covers=(
+            "bf16-merge-rounding",
+            "merge-noop",
+            "tied-embeddings-diverge",
+            "adapter-applied-twice",
+        ),
+    ),
+)

@@ -1,0 +1,153 @@
+"""The singular values of an update: how many directions a fine-tune really used.
+
+Let σ_1 ≥ σ_2 ≥ … be the singular values of ΔW. A LoRA update of rank r has at most r that are
+not zero; how evenly they are spread says how much of the rank was used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tunemath.arrays import numeric, plain, positive
+from tunemath.errors import ShapeError
+from tunemath.space.delta import check_factors
+
+__all__ = [
+    "LowRank",
+    "effective_rank",
+    "energy",
+    "factor_singular_values",
+    "low_rank",
+    "stable_rank",
+]
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The best approximation of a matrix at a given rank, as two factors and their product."""
+
+    left: Any
+    """(m, r): the left singular vectors, each times its singular value."""
+    right: Any
+    """(r, n): the right singular vectors."""
+    approximation: Any
+    """(m, n): left @ right."""
+    relative_error: Any
+    """‖matrix − approximation‖_F / ‖matrix‖_F; 0 for a matrix of zeros."""
+
+
+def low_rank(matrix: Any, rank: int) -> LowRank:
+    """Return the matrix of rank at most ``rank`` that is nearest in Frobenius norm.
+
+    Let M = U Σ Vᵀ be the singular value decomposition: ``M_r = Σ_{k ≤ r} σ_k u_k v_kᵀ``, whose
+    error is ``‖M − M_r‖_F = √(Σ_{k > r} σ_k²)``.
+
+    ``matrix`` (m, n); ``rank`` from 1 to min(m, n). Returns a `LowRank`.
+
+    >>> fit = low_rank([[3.0, 0.0], [0.0, 4.0]], rank=1)
+    >>> fit.approximation.tolist(), float(fit.relative_error)
+    ([[0.0, 0.0], [0.0, 4.0]], 0.6)
+
+    Source: Eckart and Young 1936.
+    """
+    xp, m = numeric(matrix)
+    if m.ndim != 2:
+        raise ShapeError(f"matrix has shape {tuple(m.shape)}; expected two axes (m, n)")
+    (rank,) = positive(rank=rank)
+    if rank > min(m.shape):
+        raise ShapeError(
+            f"rank {rank} for a matrix {tuple(m.shape)}; expected at most {min(m.shape)}"
+        )
+    u, s, vh = xp.linalg.svd(m, full_matrices=False)
+    left, right = u[:, :rank] * s[:rank], vh[:rank, :]
+    approximation = left @ right
+    norm = xp.linalg.matrix_norm(m)
+    error = xp.linalg.matrix_norm(m - approximation) / xp.where(norm > 0, norm, 1.0)
+    return LowRank(left, right, approximation, plain(error))
+
+
+def factor_singular_values(A: Any, B: Any, scale: float = 1.0) -> Any:
+    """Return the singular values of ``s·B A`` without ever forming it.
+
+    Let B = Q_B R_B and Aᵀ = Q_A R_A be thin QR factorisations. Q_B and Q_A have orthonormal
+    columns, so ``σ(s·B A) = |s| σ(R_B R_Aᵀ)``, a matrix of at most r × r.
+
+    ``A`` (…, r, d_in); ``B`` (…, d_out, r); ``scale`` is s. Returns (…, min(r, d_in, d_out)),
+    descending; the update's other singular values are exactly zero.
+
+    >>> factor_singular_values([[3.0, 4.0]], [[2.0], [0.0]], scale=0.5).tolist()
+    [5.0]
+    """
+    xp, a, b = numeric(A, B)
+    check_factors(a, b)
+    r_b = xp.linalg.qr(b, mode="reduced")[1]
+    r_a = xp.linalg.qr(xp.matrix_transpose(a), mode="reduced")[1]
+    core = xp.matmul(r_b, xp.matrix_transpose(r_a))
+    return abs(scale) * xp.linalg.svdvals(core)
+
+
+def effective_rank(singular_values: Any) -> Any:
+    """Return the effective rank: as how many equal singular values these are spread.
+
+    Let p_k = σ_k / Σ σ: ``exp(−Σ p_k log p_k)``, where a zero adds nothing.
+
+    ``singular_values`` (…, k), at least 0. Returns (…), from 1 to k, and 0 for an update of zeros.
+
+    >>> float(effective_rank([1.0, 1.0, 0.0])), float(effective_rank([0.0, 0.0]))
+    (2.0, 0.0)
+
+    Source: Roy and Vetterli 2007, "The effective rank", definition 2: the entropy of σ, not of σ².
+    """
+    xp, s = _values(singular_values)
+    total = xp.sum(s, axis=-1, keepdims=True)
+    p = s / xp.where(total > 0, total, 1.0)
+    entropy = -xp.sum(p * xp.log(xp.where(p > 0, p, 1.0)), axis=-1)
+    return plain(xp.where(total[..., 0] > 0, xp.exp(entropy), 0.0))
+
+
+def stable_rank(singular_values: Any) -> Any:
+    """Return the stable rank: the update's squared Frobenius norm over its squared largest value.
+
+    ``Σ σ_k² / σ_1²``.
+
+    ``singular_values`` (…, k), at least 0. Returns (…), from 1 to k, and 0 for an update of zeros.
+    It never exceeds the rank, and small singular values hardly change it.
+
+    >>> float(stable_rank([2.0, 1.0, 1.0]))
+    1.5
+    """
+    xp, s = _values(singular_values)
+    return plain(xp.sum(s * s, axis=-1))
+
+
+def energy(singular_values: Any) -> Any:
+    """Return the share of the update that its first k directions carry, for each k.
+
+    ``Σ_{j ≤ k} σ_j² / Σ σ²``: one less the squared relative error of `low_rank` at rank k.
+
+    ``singular_values`` (…, k), at least 0 and descending. Returns (…, k), rising to 1; zeros for
+    an update of zeros.
+
+    >>> energy([4.0, 3.0, 0.0]).tolist()
+    [0.64, 1.0, 1.0]
+    """
+    xp, s = _values(singular_values)
+    if bool(xp.any(s[..., 1:] > s[..., :-1])):
+        raise ShapeError("singular values rise along the last axis; give them in descending order")
+    cumulative = xp.cumulative_sum(s * s, axis=-1)
+    total = cumulative[..., -1:]
+    return cumulative / xp.where(total > 0, total, 1.0)
+
+
+def _values(singular_values: Any) -> tuple[Any, Any]:
+    """Return the values divided by the largest, so that squaring can't over- or underflow."""
+    xp, s = numeric(singular_values)
+    if s.ndim == 0 or s.shape[-1] == 0:
+        raise ShapeError(
+            f"singular values have shape {tuple(s.shape)}; expected (…, k) with at least one"
+        )
+    if not bool(xp.all(s >= 0)):
+        raise ValueError("singular values are negative or NaN; expected numbers of 0 or more")
+    largest = xp.max(s, axis=-1, keepdims=True)
+    return xp, s / xp.where(largest > 0, largest, 1.0)

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import array_api_strict as strict
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from tunemath.errors import ShapeError
+from tunemath.space import (
+    effective_rank,
+    energy,
+    factor_singular_values,
+    low_rank,
+    stable_rank,
+)
+
+RNG = np.random.default_rng(0)
+LIBRARIES = pytest.mark.parametrize("make", [np.asarray, torch.tensor, strict.asarray])
+
+
+@LIBRARIES
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6)])
+def test_the_error_is_what_eckart_and_young_say(make, shape):
+    matrix = RNG.normal(size=shape)
+    values = np.linalg.svd(matrix, compute_uv=False)
+    for rank in range(1, 5):
+        fit = low_rank(make(matrix), rank)
+        expected = np.sqrt((values[rank:] ** 2).sum() / (values**2).sum())
+        assert float(fit.relative_error) == pytest.approx(expected, abs=1e-14)
+        assert tuple(fit.left.shape) == (shape[0], rank)
+        assert tuple(fit.right.shape) == (rank, shape[1])
+        np.testing.assert_allclose(
+            np.asarray(fit.approximation), np.asarray(fit.left) @ np.asarray(fit.right), atol=1e-14
+        )
+        assert np.linalg.matrix_rank(np.asarray(fit.approximation)) == rank
+
+
+def test_no_other_matrix_of_that_rank_is_nearer():
+    matrix = RNG.normal(size=(5, 5))
+    best = np.linalg.norm(matrix - low_rank(matrix, 2).approximation)
+    for _ in range(50):
+        other = RNG.normal(size=(5, 2)) @ RNG.normal(size=(2, 5))
+        assert np.linalg.norm(matrix - other) > best
+
+
+def test_low_rank_refuses():
+    with pytest.raises(ShapeError, match=r"rank 4 for a matrix \(3, 5\); expected at most 3"):
+        low_rank(np.ones((3, 5)), 4)
+    with pytest.raises(ShapeError, match="expected two axes"):
+        low_rank(np.ones(3), 1)
+    assert low_rank(np.zeros((2, 2)), 1).relative_error == 0.0
+
+
+@LIBRARIES
+@pytest.mark.parametrize(("r", "d_in", "d_out"), [(3, 10, 12), (8, 5, 20), (8, 20, 5)])
+def test_the_factors_spectrum_is_that_of_the_product(make, r, d_in, d_out):
+    a, b = RNG.normal(size=(r, d_in)), RNG.normal(size=(d_out, r))
+    expected = np.linalg.svd(-2.0 * b @ a, compute_uv=False)[: min(r, d_in, d_out)]
+    got = np.asarray(factor_singular_values(make(a), make(b), -2.0))
+    np.testing.assert_allclose(got, expected, rtol=1e-10)
+
+
+def test_a_tiny_direction_survives():
+    """The core keeps a singular value that the product's own rounding would bury."""
+    q = np.linalg.qr(RNG.normal(size=(50, 2)))[0]
+    values = factor_singular_values(
+        np.diag([1.0, 1e-9]) @ q.T, np.linalg.qr(RNG.normal(size=(40, 2)))[0]
+    )
+    np.testing.assert_allclose(values, [1.0, 1e-9], rtol=1e-6)
+
+
+def test_gradcheck():
+    a = torch.tensor(RNG.normal(size=(2, 5)), requires_grad=True)
+    b = torch.tensor(RNG.normal(size=(4, 2)), requires_grad=True)
+    assert torch.autograd.gradcheck(factor_singular_values, (a, b))
+    s = torch.tensor([3.0, 2.0, 0.5], dtype=torch.float64, requires_grad=True)
+    for function in (effective_rank, stable_rank, energy):
+        assert torch.autograd.gradcheck(function, (s,))
+
+
+@LIBRARIES
+def test_ranks_by_hand(make):
+    values = make(np.array([2.0, 1.0, 1.0, 0.0]))
+    entropy = 0.5 * np.log(2) + 2 * 0.25 * np.log(4)
+    assert float(effective_rank(values)) == pytest.approx(np.exp(entropy), rel=1e-14)
+    assert float(stable_rank(values)) == pytest.approx(6 / 4, rel=1e-14)
+    np.testing.assert_allclose(np.asarray(energy(values)), [4 / 6, 5 / 6, 1, 1], rtol=1e-14)
+
+
+def test_an_update_of_zeros():
+    zeros = np.zeros((2, 3))
+    assert effective_rank(zeros).tolist() == stable_rank(zeros).tolist() == [0.0, 0.0]
+    assert energy(zeros).tolist() == [[0.0] * 3] * 2
+    assert factor_singular_values(np.ones((2, 5)), np.zeros((4, 2))).tolist() == [0.0, 0.0]
+
+
+def test_what_is_no_spectrum():
+    with pytest.raises(ValueError, match="negative or NaN"):
+        effective_rank([1.0, -1.0])
+    with pytest.raises(ShapeError, match="descending"):
+        energy([1.0, 2.0])
+    with pytest.raises(ShapeError, match="with at least one"):
+        stable_rank([])
+
+
+spectra = hnp.arrays(
+    np.float64, st.integers(1, 8), elements=st.floats(0, 1e3, allow_subnormal=False)
+).filter(lambda values: values.max() > 1e-100)
+
+
+@given(spectra, st.floats(1e-150, 1e150))
+def test_laws_of_ranks(values, factor):
+    values = np.sort(values)[::-1].copy()
+    k = np.count_nonzero(values)
+    assert 1 - 1e-9 <= effective_rank(values) <= k + 1e-9
+    assert 1 - 1e-9 <= stable_rank(values) <= k + 1e-9
+    shares = energy(values)
+    assert np.all(np.diff(shares) >= 0)
+    assert shares[-1] == pytest.approx(1)
+    for function in (effective_rank, stable_rank):  # the size of an update doesn't count
+        assert function(values * factor) == pytest.approx(function(values), rel=1e-6)
