@@ -1,0 +1,35 @@
+"""Choice 5, the evaluation contract: scores, their uncertainty, and what they decide."""
+
+from __future__ import annotations
+
+from tunemath.evaluation.decision import judge_gain, judge_retention
+from tunemath.evaluation.metrics import choice_prediction, exact_match, items_sha256
+from tunemath.evaluation.record import Evaluation, Weights
+from tunemath.evaluation.scorecard import Scorecard, build_scorecard, winning_range
+from tunemath.evaluation.uncertainty import (
+    Difference,
+    Interval,
+    bootstrap_ratio,
+    mcnemar_exact,
+    paired_difference,
+    wilson_interval,
+)
+
+__all__ = [
+    "Difference",
+    "Evaluation",
+    "Interval",
+    "Scorecard",
+    "Weights",
+    "bootstrap_ratio",
+    "build_scorecard",
+    "choice_prediction",
+    "exact_match",
+    "items_sha256",
+    "judge_gain",
+    "judge_retention",
+    "mcnemar_exact",
+    "paired_difference",
+    "wilson_interval",
+    "winning_range",
+]
