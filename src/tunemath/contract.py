@@ -1,0 +1,229 @@
+"""The contract: a model and the five choices, in one file."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Hashable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from tunemath.budget.record import Budget
+from tunemath.errors import ContractError
+from tunemath.evaluation.record import Evaluation
+from tunemath.mask.record import DataMask
+from tunemath.objective.record import Objective
+from tunemath.record import Record
+from tunemath.space.record import UpdateSpace
+
+__all__ = ["FineTune", "ModelChoice", "contract_schema"]
+
+_PATHS = (("mask", "train"), ("evaluation", "task"), ("evaluation", "retention"))
+
+
+class ModelChoice(Record):
+    """Which base model, and from which revision of it."""
+
+    id: str = "smollm2-135m"
+    """`smollm2-135m`, a local Hugging Face folder, or a hub id such as org/name."""
+    revision: str | None = None
+    """The hub revision; it is pinned to a commit when the run first gets the model."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model. Off, and the report says so when it is on."""
+
+
+class FineTune(Record):
+    """A fine-tune: a model and five choices.
+
+    ``FineTune.load("finetune.yaml")`` reads one; relative paths in the file are relative to it.
+    """
+
+    name: str = Field(default="finetune", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The run's name; its folder is runs/NAME."""
+    model: ModelChoice = ModelChoice()
+    """The base model: an id, or a record of id and revision."""
+    space: UpdateSpace = UpdateSpace()
+    """1 What may change."""
+    objective: Objective = Objective()
+    """2 What is minimised."""
+    mask: DataMask
+    """3 Which tokens count."""
+    budget: Budget = Budget()
+    """4 What it costs."""
+    evaluation: Evaluation
+    """5 What would change our mind."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seeds the adapter's initialisation, the order of rows, the few-shot choice."""
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_from_id(cls, value: Any) -> Any:
+        return {"id": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _data_sets_differ(self) -> FineTune:
+        if self.mask.train == self.evaluation.task:
+            raise ValueError(
+                f"evaluation.task is the training file itself ({self.mask.train}); "
+                "give held-out items"
+            )
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> FineTune:
+        """Read a contract from YAML, apply overrides such as ``"space.rank=16"``, validate it."""
+        path = Path(path)
+        values = _read_yaml(path)
+        values.setdefault("name", re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-") or "run")
+        for section, key in _PATHS:
+            _anchor(values, section, key, path.parent)
+        for override in overrides:
+            _apply(values, override)
+        return cls.parse(values, where=str(path))
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], where: str = "contract") -> FineTune:
+        """Validate a mapping; an error names the field, and the nearest key for an unknown one."""
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise ContractError(f"{where}: " + _explain(error)) from None
+
+    def resolved(self) -> dict[str, Any]:
+        """Return every field, defaults included, as JSON values."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """Return the resolved contract as YAML that `load` reads back to an equal contract."""
+        return yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True)
+
+
+def contract_schema() -> dict[str, Any]:
+    """Return the JSON Schema of the contract file (a bare model id is allowed for ``model``)."""
+    schema = FineTune.model_json_schema()
+    model = schema["properties"]["model"]
+    reference = model.pop("$ref", None) or model.pop("allOf", [{}])[0].get("$ref")
+    model["anyOf"] = [{"type": "string"}, {"$ref": reference}]
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "tunemath contract"
+    return schema
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """A safe loader that refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ContractError(
+            f"{path} does not exist; `tunemath init {path}` writes a commented contract"
+        ) from None
+    except IsADirectoryError:
+        raise ContractError(f"{path} is a folder; give the contract's YAML file") from None
+    except PermissionError:
+        raise ContractError(f"{path} may not be read; change its permissions") from None
+    except UnicodeDecodeError as error:
+        raise ContractError(f"{path} is not UTF-8 text ({error.reason})") from None
+    try:
+        values = yaml.load(text, Loader=_StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ContractError(f"{line}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise ContractError(f"{path}: not valid YAML: {error}".splitlines()[0]) from None
+    if not isinstance(values, dict):
+        raise ContractError(
+            f"{path}: expected keys such as model, space, mask, evaluation; "
+            f"got {'an empty file' if values is None else type(values).__name__}"
+        )
+    return values
+
+
+def _anchor(values: dict[str, Any], section: str, key: str, folder: Path) -> None:
+    """Make a relative path of the file absolute, from the file's own folder."""
+    holder = values.get(section)
+    if isinstance(holder, dict) and isinstance(holder.get(key), str):
+        holder[key] = str((folder / holder[key]).resolve())
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Set one value from ``section.key=value``; the value is read as YAML."""
+    dotted, sign, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not sign or not all(keys):
+        raise ContractError(f"--set {override}: expected section.key=value, as in space.rank=16")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    holder = values
+    for key in keys[:-1]:
+        inner = holder.get(key)
+        if isinstance(inner, str) and key == "model":
+            inner = {"id": inner}
+        if inner is None:
+            inner = {}
+        if not isinstance(inner, dict):
+            raise ContractError(f"--set {override}: {key} is a value, not a section")
+        holder[key] = dict(inner)
+        holder = holder[key]
+    if tuple(keys) in _PATHS and isinstance(value, str):
+        value = str(Path(value).resolve())
+    holder[keys[-1]] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """Say each problem of a contract in one line, with the nearest valid name."""
+    lines = []
+    for problem in error.errors():
+        loc = [str(part) for part in problem["loc"] if _names_a_key(part)]
+        where = ".".join(loc)
+        if problem["type"] == "extra_forbidden":
+            names = _field_names(loc[:-1])
+            near = difflib.get_close_matches(loc[-1], names, n=1)
+            hint = f"did you mean {near[0]}?" if near else "valid: " + ", ".join(names)
+            lines.append(f"unknown key {where}; {hint}")
+        elif problem["type"] == "missing":
+            lines.append(f"{where} is missing; it has no default")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            whole = isinstance(problem["input"], dict | BaseModel)
+            given = "" if whole else _given(problem["input"])
+            lines.append(f"{where + ': ' if where else ''}{message}{given}")
+    return "; ".join(dict.fromkeys(lines))
+
+
+def _names_a_key(part: int | str) -> bool:
+    """Tell a field's name from the names that pydantic gives to the arms of a union."""
+    arms = ("str", "list", "literal")
+    return isinstance(part, str) and part.partition("[")[0] not in arms
+
+
+def _given(value: Any) -> str:
+    return f" (given: {json.dumps(value, ensure_ascii=False, default=str)})"
+
+
+def _field_names(location: list[str]) -> list[str]:
+    """Return the valid keys of the section at ``location``."""
+    model: type[BaseModel] = FineTune
+    for part in location:
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *get_args(annotation)]
+        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(model.model_fields)
