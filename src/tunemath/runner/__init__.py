@@ -1,0 +1,1 @@
+"""The only border with transformers, PEFT and accelerate: loading, training, measuring."""

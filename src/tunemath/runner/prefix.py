@@ -1,0 +1,128 @@
+"""A prompt's beginning, shared by many rows, computed once.
+
+Rows of one evaluation begin alike: the system prompt, the few-shot examples, the question stem of
+several choices. The keys and values of the longest common prefix are computed once and repeated
+for every batch. By causality this changes no later logit (beyond the order of float sums).
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+__all__ = ["Batch", "SharedPrefix", "forward_parameters", "pad_right"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded rows: ``ids`` and ``real`` are (B, T); padding is where ``real`` is false."""
+
+    ids: torch.Tensor
+    real: torch.Tensor
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """Tokens of each row without padding, (B,)."""
+        return self.real.sum(dim=1)
+
+
+def pad_right(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> Batch:
+    """Stack rows of different lengths into a `Batch`."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return Batch(ids, torch.arange(width, device=device)[None, :] < lengths[:, None])
+
+
+class SharedPrefix:
+    """A model's keys and values of one prefix, repeated for each batch that continues it.
+
+    Models whose cache is not one plain layer of keys and values a block (sliding windows,
+    state spaces) get no sharing: `usable` is false, and rows are computed whole.
+    """
+
+    def __init__(self, model: Any, ids: Sequence[int]) -> None:
+        self.model = model
+        self.keeps_logits = "logits_to_keep" in forward_parameters(model)
+        self.cache = DynamicCache(config=model.config) if ids else None
+        self.usable = self.cache is None or all(
+            type(layer) is DynamicLayer for layer in self.cache.layers
+        )
+        self.ids = tuple(ids) if self.usable else ()
+        self.logits: torch.Tensor | None = None
+        """Logits at each prefix position, (P, V); the last predicts a row's first own token."""
+        if not self.ids:
+            self.cache = None
+
+    def fill(self) -> None:
+        """Compute the prefix; call under `torch.inference_mode` and the adapter state wanted."""
+        if self.cache is not None and self.logits is None:
+            ids = torch.tensor([self.ids], device=self.model.device)
+            out = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True)
+            self.logits = out.logits[0]
+
+    def repeated(self, rows: int) -> Any:
+        """Return a cache for ``rows`` rows, to be filled further and thrown away."""
+        if self.cache is None:
+            return DynamicCache(config=self.model.config)
+        cache = copy.deepcopy(self.cache)
+        cache.batch_repeat_interleave(rows)
+        return cache
+
+    def forward(
+        self, batch: Batch, keep: torch.Tensor | None = None, cache: Any = None
+    ) -> torch.Tensor:
+        """Return logits (B, T or len(keep), V) of rows that continue the prefix.
+
+        ``keep`` are the column indices whose logits are wanted; ``cache``, from `repeated`,
+        receives the rows' keys and values.
+        """
+        self.fill()
+        rows, width = batch.ids.shape
+        past = torch.ones((rows, len(self.ids)), dtype=torch.bool, device=batch.ids.device)
+        arguments: dict[str, Any] = {
+            "input_ids": batch.ids,
+            "attention_mask": torch.cat([past, batch.real], dim=1).long(),
+            "position_ids": torch.arange(width, device=batch.ids.device)[None] + len(self.ids),
+            "use_cache": cache is not None or self.cache is not None,
+        }
+        if arguments["use_cache"]:
+            arguments["past_key_values"] = self.repeated(rows) if cache is None else cache
+        return self._logits(arguments, keep)
+
+    def resume(
+        self, batch: Batch, stem_lengths: torch.Tensor, stem_real: torch.Tensor, cache: Any
+    ) -> torch.Tensor:
+        """Return logits (B, T, V) of rows that continue ``cache``, already past their stems."""
+        rows, width = batch.ids.shape
+        past = torch.ones((rows, len(self.ids)), dtype=torch.bool, device=batch.ids.device)
+        positions = torch.arange(width, device=batch.ids.device)[None] + stem_lengths[:, None]
+        return self._logits(
+            {
+                "input_ids": batch.ids,
+                "attention_mask": torch.cat([past, stem_real, batch.real], dim=1).long(),
+                "position_ids": positions + len(self.ids),
+                "past_key_values": cache,
+                "use_cache": True,
+            },
+            None,
+        )
+
+    def _logits(self, arguments: dict[str, Any], keep: torch.Tensor | None) -> torch.Tensor:
+        if keep is None:
+            return self.model(**arguments).logits
+        if self.keeps_logits:
+            return self.model(**arguments, logits_to_keep=keep).logits
+        return self.model(**arguments).logits[:, keep]
+
+
+def forward_parameters(model: Any) -> set[str]:
+    """Return the argument names of the innermost forward (PEFT's own takes ``**kwargs``)."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return set(inspect.signature(inner.forward).parameters)

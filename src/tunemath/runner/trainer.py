@@ -1,0 +1,172 @@
+"""transformers' Trainer with our losses, our reduction, and a witness at the model's door."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch.utils.data import Dataset
+from transformers import Trainer
+
+from tunemath.errors import RunError
+from tunemath.mask import row_hash
+from tunemath.objective import cross_entropy, dpo_loss, dpo_margin, token_log_probs
+from tunemath.objective.record import Objective
+from tunemath.runner.hf_labels import IGNORED, collate, shift_targets, supervised_rows
+from tunemath.runner.prefix import forward_parameters
+
+__all__ = ["Row", "Rows", "TuneTrainer", "Witness"]
+
+Row = tuple[Sequence[int], Sequence[bool]]
+"""Token ids and, for each, whether it is a target; for DPO an example is a pair of rows."""
+
+
+class Rows(Dataset):
+    """Training examples in the order in which they will be seen, all epochs one after another."""
+
+    def __init__(self, examples: Sequence[tuple[Row, ...]], order: Sequence[int]) -> None:
+        self.examples, self.order = examples, order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> tuple[Row, ...]:
+        return self.examples[self.order[index]]
+
+
+class Witness:
+    """Counts the rows that reach the loss, and those that the mask certificate does not know."""
+
+    def __init__(self, certified: Sequence[str]) -> None:
+        self.certified = frozenset(certified)
+        self.seen: Counter[str] = Counter()
+        self.uncertified = 0
+        self.supervised_tokens = 0
+
+    def look(self, inputs: dict[str, torch.Tensor]) -> None:
+        """Hash every row of a batch as it is about to enter the model."""
+        for ids, supervised in supervised_rows(inputs):
+            key = row_hash(ids, supervised)
+            if key in self.certified:
+                self.seen[key] += 1
+                self.supervised_tokens += sum(supervised)
+            else:
+                self.uncertified += 1
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint must carry."""
+        return {
+            "seen": dict(self.seen),
+            "uncertified": self.uncertified,
+            "supervised_tokens": self.supervised_tokens,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up the counts of a checkpoint."""
+        self.seen = Counter(state["seen"])
+        self.uncertified = state["uncertified"]
+        self.supervised_tokens = state["supervised_tokens"]
+
+
+class TuneTrainer(Trainer):
+    """A Trainer whose loss is a sum over the micro-batch divided once by the global batch's weight.
+
+    The weight is the number of supervised tokens (SFT) or of pairs (DPO) in the whole optimizer
+    step, so neither the micro-batch nor padding changes the gradient.
+    """
+
+    def __init__(
+        self, *, objective: Objective, pad: int, witness: Witness | None, **kwargs: Any
+    ) -> None:
+        self.pad = pad
+        super().__init__(data_collator=self.collated, **kwargs)
+        self.objective = objective
+        self.witness = witness
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+        self.step_metrics: defaultdict[str, float] = defaultdict(float)
+        self._keeps_logits = "logits_to_keep" in forward_parameters(self.model)
+
+    def collated(self, examples: Sequence[tuple[Row, ...]]) -> dict[str, torch.Tensor]:
+        """Stack examples into a batch; of pairs, all chosen rows come before all rejected ones."""
+        sides = zip(*examples, strict=True)
+        return collate([row for side in sides for row in side], self.pad)
+
+    def weight(self, batch: dict[str, torch.Tensor]) -> int:
+        """Return what a batch adds to the divisor: supervised tokens, or pairs."""
+        if self.objective.kind == "dpo":
+            return len(batch["labels"]) // 2
+        return int((batch["labels"][:, 1:] != IGNORED).sum())
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> int:
+        return sum(self.weight(batch) for batch in batch_samples)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> torch.Tensor:
+        """Return this micro-batch's share of the global mean loss, in nats."""
+        if self.witness is not None:
+            self.witness.look(inputs)
+        weight = int(num_items_in_batch or self.weight(inputs))
+        if self.objective.kind == "dpo":
+            loss = self._dpo_sum(model, inputs) / weight
+        else:
+            values = self._supervised(model, inputs, cross_entropy)
+            loss = values[0].sum() / weight
+        if not torch.isfinite(loss):
+            raise RunError(
+                f"the loss became {loss.item()} at step {self.state.global_step + 1}; "
+                "lower budget.learning_rate, or look at the rows of that step"
+            )
+        return loss
+
+    def _supervised(
+        self, model: Any, inputs: dict[str, torch.Tensor], value: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return ``value(logits, targets)`` at each target (N,), and the target mask (B, T-1).
+
+        Only columns in which some row has a target reach the head.
+        """
+        targets, counts = shift_targets(inputs["labels"])
+        columns = counts.any(dim=0).nonzero()[:, 0]
+        arguments = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+        if self._keeps_logits:
+            logits = model(**arguments, logits_to_keep=columns).logits
+        else:
+            logits = model(**arguments).logits[:, columns]
+        chosen = counts[:, columns]
+        return value(logits[chosen].float(), targets[:, columns][chosen]), counts
+
+    def _answer_log_probs(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return each row's log-probability summed over its answer's tokens, (B,) nats."""
+        values, counts = self._supervised(model, inputs, token_log_probs)
+        full = torch.zeros(counts.shape, dtype=values.dtype, device=values.device)
+        full = full.masked_scatter(counts, values)
+        return full.sum(dim=1)
+
+    def _dpo_sum(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Sum the DPO loss over pairs: policy is the adapter on, reference the adapter off."""
+        chosen, rejected = self._answer_log_probs(model, inputs).chunk(2)
+        with torch.no_grad(), self.accelerator.unwrap_model(model).disable_adapter():
+            reference_chosen, reference_rejected = self._answer_log_probs(model, inputs).chunk(2)
+        pair = (chosen, rejected, reference_chosen, reference_rejected)
+        margin = dpo_margin(*pair).detach()
+        self.step_metrics["pairs"] += len(margin)
+        self.step_metrics["margin"] += float(margin.sum())
+        self.step_metrics["accuracy"] += float((margin > 0).sum())
+        return dpo_loss(*pair, beta=cast(float, self.objective.beta)).sum()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the step's mean DPO margin (nats) and accuracy to its log line."""
+        pairs = self.step_metrics.pop("pairs", 0)
+        if pairs and "loss" in logs:
+            logs["margin"] = self.step_metrics["margin"] / pairs
+            logs["accuracy"] = self.step_metrics["accuracy"] / pairs
+            self.step_metrics.clear()
+        super().log(logs, start_time)

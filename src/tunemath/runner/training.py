@@ -1,0 +1,215 @@
+"""Training an adapter, with the evidence that it was trained as written."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainingArguments
+
+from tunemath.contract import FineTune
+from tunemath.errors import RunError
+from tunemath.mask import row_hash
+from tunemath.runner import probes
+from tunemath.runner.checkpoints import SealCheckpoints, latest_checkpoint
+from tunemath.runner.models import attach_adapter, choose_device, load_base, trainable_counts
+from tunemath.runner.progress import Progress
+from tunemath.runner.quiet import quiet_libraries
+from tunemath.runner.resolve import ResolvedModel
+from tunemath.runner.trainer import Row, Rows, TuneTrainer, Witness
+from tunemath.storage import storage_errors
+
+__all__ = ["TrainingJob", "train_adapter"]
+
+_PROBE_ROWS = 8
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What training needs: certified examples, their order over all epochs, planned figures."""
+
+    contract: FineTune
+    model: ResolvedModel
+    examples: Sequence[tuple[Row, ...]]
+    """One row an example for SFT; (chosen, rejected) for DPO."""
+    order: Sequence[int]
+    steps: int
+    warmup_steps: int
+    trainable: int
+    pad: int
+    folder: Path
+    """Checkpoints live here until training is complete."""
+    adapter: Path
+    """Where the trained adapter appears, whole."""
+
+
+def train_adapter(job: TrainingJob, progress: Progress) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train, save the adapter, and return the evidence: ``training.json`` and ``artefact.json``.
+
+    Killed at any point, the same call goes on from the last whole checkpoint and ends with the
+    same numbers.
+    """
+    started = time.perf_counter()
+    device, dtype = choose_device()
+    model = attach_adapter(
+        load_base(job.model, device, dtype), job.contract.space, job.contract.seed
+    )
+    witness = Witness([row_hash(*row) for example in job.examples for row in example])
+    checkpoint = latest_checkpoint(job.folder)
+    resumed_at = []
+    if checkpoint is not None:
+        seal = checkpoint[1]
+        witness.restore(seal["witness"])
+        resumed_at = [*seal["resumed_at"], int(checkpoint[0].name.rpartition("-")[2])]
+    trainer = _trainer(job, model, witness, resumed_at, device, progress)
+    before = probes.tensor_hashes(model)
+    evidence = {
+        "objective": job.contract.objective.kind,
+        "device": str(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "trainable": {"planned": job.trainable, **trainable_counts(model)},
+        "identity": probes.identity(model, _probe_rows(job), job.pad),
+        "micro_batch": probes.micro_batch(trainer, _probe_examples(job)),
+        "step0_loss": probes.first_loss(trainer, _first_batch(job)),
+    }
+    with quiet_libraries(), storage_errors(job.folder):
+        trainer.train(resume_from_checkpoint=str(checkpoint[0]) if checkpoint else None)
+    evidence |= _outcome(job, trainer, witness)
+    evidence["resumed_at"] = resumed_at
+    evidence["tensors"] = probes.compare_tensors(before, probes.tensor_hashes(model))
+    model.eval()
+    _save(model, job.adapter)
+    artefact = probes.artefact(model, job, _probe_rows(job))
+    evidence["seconds"] = time.perf_counter() - started
+    return evidence, artefact
+
+
+def _trainer(
+    job: TrainingJob,
+    model: Any,
+    witness: Witness,
+    resumed_at: list[int],
+    device: torch.device,
+    progress: Progress,
+) -> TuneTrainer:
+    budget = job.contract.budget
+    schedule = "constant_with_warmup" if budget.schedule == "constant" else budget.schedule
+    arguments = TrainingArguments(
+        output_dir=str(job.folder),
+        num_train_epochs=1,  # the data set already holds every epoch, in its order
+        per_device_train_batch_size=budget.micro_batch_size or budget.batch_size,
+        gradient_accumulation_steps=budget.accumulation,
+        learning_rate=budget.learning_rate,
+        lr_scheduler_type=schedule,
+        warmup_steps=job.warmup_steps,
+        weight_decay=budget.weight_decay,
+        max_grad_norm=budget.max_grad_norm,
+        optim="adamw_torch",
+        seed=job.contract.seed,
+        train_sampling_strategy="sequential",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=budget.save_every or max(1, math.ceil(job.steps / 5)),
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=device.type == "cpu",
+        bf16=device.type == "cuda",
+        remove_unused_columns=False,
+    )
+    with quiet_libraries():
+        trainer = TuneTrainer(
+            objective=job.contract.objective,
+            pad=job.pad,
+            witness=witness,
+            model=model,
+            args=arguments,
+            train_dataset=Rows(job.examples, job.order),
+        )
+    trainer.remove_callback(_printer())
+    trainer.add_callback(SealCheckpoints(witness, resumed_at))
+    trainer.add_callback(_Report(progress))
+    return trainer
+
+
+def _printer() -> type[TrainerCallback]:
+    from transformers import PrinterCallback
+
+    return PrinterCallback
+
+
+class _Report(TrainerCallback):
+    """Tells the progress bar each optimizer step, and stops at a gradient that is not finite."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress("training", state.global_step, state.max_steps)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        norm = (logs or {}).get("grad_norm")
+        if norm is not None and not math.isfinite(norm):
+            raise RunError(
+                f"the gradient norm became {norm} at step {state.global_step}; "
+                "lower budget.learning_rate, or look at the rows of that step"
+            )
+
+
+def _outcome(job: TrainingJob, trainer: TuneTrainer, witness: Witness) -> dict[str, Any]:
+    """Return what the finished run did, beside what was planned."""
+    keys = ("step", "loss", "learning_rate", "grad_norm", "margin", "accuracy")
+    log = [
+        {key: entry[key] for key in keys if key in entry}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]
+    expected = Counter(row_hash(*row) for index in job.order for row in job.examples[index])
+    return {
+        "steps": trainer.state.global_step,
+        "steps_planned": job.steps,
+        "log": log,
+        "rows_seen": {
+            "expected": expected.total(),
+            "certified": witness.seen.total(),
+            "uncertified": witness.uncertified,
+            "miscounted": ((expected - witness.seen) + (witness.seen - expected)).total(),
+        },
+        "supervised_tokens": witness.supervised_tokens,
+    }
+
+
+def _probe_examples(job: TrainingJob) -> list[tuple[Row, ...]]:
+    """Return a few examples of unlike length: the shortest, the longest, and some between."""
+    by_length = sorted(range(len(job.examples)), key=lambda i: (len(job.examples[i][0][0]), i))
+    count = min(_PROBE_ROWS, len(by_length))
+    places = {round(k * (len(by_length) - 1) / max(1, count - 1)) for k in range(count)}
+    return [job.examples[by_length[place]] for place in sorted(places)]
+
+
+def _probe_rows(job: TrainingJob) -> list[Row]:
+    return [row for example in _probe_examples(job) for row in example]
+
+
+def _first_batch(job: TrainingJob) -> list[tuple[Row, ...]]:
+    budget = job.contract.budget
+    return [job.examples[i] for i in job.order[: budget.micro_batch_size or budget.batch_size]]
+
+
+def _save(model: Any, folder: Path) -> None:
+    """Save the adapter in PEFT's own format; the folder appears whole."""
+    temporary = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    with storage_errors(folder), quiet_libraries():
+        model.save_pretrained(temporary, safe_serialization=True)
+        (temporary / "README.md").unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
