@@ -1,0 +1,35 @@
+"""The command line: one file a command, parsing only, then one call of a public function."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+__all__ = ["main"]
+
+_BAD_INPUT = 2
+_INTERNAL = 70
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave the process with its exit code."""
+    from tunemath.cli.app import app
+    from tunemath.errors import TunemathError
+
+    try:
+        app(args=arguments)
+    except TunemathError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(_BAD_INPUT)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("tunemath"):
+            raise
+        print(
+            f"error: this command needs {error.name}; run: pip install 'tunemath[train]'",
+            file=sys.stderr,
+        )
+        sys.exit(_BAD_INPUT)
+    except Exception as error:
+        traceback.print_exception(error)
+        print(f"internal error: {error!r}; please report it with the lines above", file=sys.stderr)
+        sys.exit(_INTERNAL)

@@ -1,0 +1,68 @@
+"""`tunemath try` and `tunemath merge`: what to do with a finished run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tunemath.cli.options import AsJson, RunFolderArgument, Runs, find_run, print_json
+
+__all__ = ["register"]
+
+_RUNS = Path("runs")
+
+
+def register(app: typer.Typer) -> None:
+    """Add both commands."""
+    app.command("try")(_try)
+    app.command("merge")(_merge)
+
+
+def _try(
+    name: RunFolderArgument,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to ask.")],
+    system: Annotated[
+        str | None,
+        typer.Option(help="System prompt; the training rows' own when they share one."),
+    ] = None,
+    runs: Runs = _RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Ask the base and the tuned model the same thing.
+
+    Example: `tunemath try dates-sft "15 mars 2024"`
+    """
+    from tunemath.pipeline.using import ask
+
+    answer = ask(find_run(name, runs), prompt, system)
+    if as_json:
+        print_json(answer)
+    else:
+        typer.echo(f"base:  {answer['base']}\ntuned: {answer['tuned']}")
+
+
+def _merge(
+    name: RunFolderArgument,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where to write; RUN/merged when not given.")
+    ] = None,
+    runs: Runs = _RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Write the base with the adapter merged into it, and prove that it answers alike.
+
+    Example: `tunemath merge dates-sft --out my-model`
+    """
+    from tunemath.pipeline.using import merge
+
+    proof = merge(find_run(name, runs), out)
+    if as_json:
+        print_json(proof)
+    else:
+        typer.echo(
+            f"wrote {proof['folder']}\n"
+            f"largest logit difference from the adapter: {proof['max_logit_difference']:.2g} "
+            f"over {proof['positions']} positions (at most {proof['tolerance']:g})"
+        )

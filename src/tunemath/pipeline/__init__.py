@@ -1,0 +1,214 @@
+"""The stages of a run in order, the hashes of what each reads, and resuming.
+
+Each stage is a function of a `Run` that writes its products and returns their names. `advance`
+runs the stages up to the one asked for, and skips those whose inputs and products are as they
+were; so the same command after a kill goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tunemath import version
+from tunemath.errors import RunError
+from tunemath.pipeline.folder import differences
+from tunemath.pipeline.judging import check, mask, report
+from tunemath.pipeline.measuring import baselines, evaluate, movement, spectrum
+from tunemath.pipeline.planning import plan
+from tunemath.pipeline.run import Run
+from tunemath.pipeline.training import train
+from tunemath.storage import write_text
+
+__all__ = [
+    "STAGES",
+    "Run",
+    "Stage",
+    "advance",
+    "baselines",
+    "check",
+    "evaluate",
+    "mask",
+    "movement",
+    "plan",
+    "report",
+    "spectrum",
+    "train",
+]
+
+_STARTED = "checkpoints/inputs.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage: its name, the stages that come before it, what it reads, what it does.
+
+    ``reads`` are the stages whose products it depends on; ``inputs`` is everything else.
+    """
+
+    name: str
+    after: tuple[str, ...]
+    reads: tuple[str, ...]
+    inputs: Callable[[Run], dict[str, Any]]
+    action: Callable[[Run], list[str]]
+
+
+def _section(name: str) -> Callable[[Run], Any]:
+    return lambda run: getattr(run.contract, name).model_dump(mode="json")
+
+
+def _reads(*names: str) -> Callable[[Run], dict[str, Any]]:
+    """Return a function that collects the named inputs of a run."""
+    return lambda run: {name: _INPUTS[name](run) for name in names}
+
+
+_INPUTS: dict[str, Callable[[Run], Any]] = {
+    "model": lambda run: run.model.weights_hash(),
+    "shapes": lambda run: run.model.id,
+    "codec": lambda run: [run.template.sha256, run.tokenizer.sha256],
+    "data": lambda run: run.data_hashes,
+    "training data": lambda run: run.data_hashes["train"],
+    "items": lambda run: {k: v for k, v in run.data_hashes.items() if k != "train"},
+    "seed": lambda run: run.contract.seed,
+    "space": _section("space"),
+    "objective": _section("objective"),
+    "budget": lambda run: run.contract.budget.model_dump(mode="json", exclude={"save_every"}),
+    "mask": lambda run: run.contract.mask.model_dump(mode="json", exclude={"train"}),
+    "evaluation": lambda run: run.contract.evaluation.model_dump(
+        mode="json", exclude={"task", "retention", "weights", "retention_margin"}
+    ),
+    "decision": lambda run: run.contract.evaluation.model_dump(
+        mode="json", include={"weights", "retention_margin"}
+    ),
+    "contract": lambda run: run.contract.resolved(),
+}
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        "plan",
+        (),
+        (),
+        _reads("shapes", "codec", "data", "space", "objective", "budget", "mask", "evaluation"),
+        plan,
+    ),
+    Stage("mask", (), (), _reads("codec", "data", "objective", "mask"), mask),
+    Stage("baselines", (), (), _reads("model", "codec", "data", "evaluation", "seed"), baselines),
+    Stage(
+        "train",
+        ("mask",),
+        (),
+        _reads("model", "codec", "training data", "space", "objective", "budget", "mask", "seed"),
+        train,
+    ),
+    Stage(
+        "evaluate",
+        ("baselines", "train"),
+        ("baselines", "train"),
+        _reads("items", "evaluation"),
+        evaluate,
+    ),
+    Stage(
+        "movement",
+        ("train",),
+        ("train",),
+        _reads("model", "codec", "items", "evaluation"),
+        movement,
+    ),
+    Stage("spectrum", ("train",), ("train",), _reads("model", "space"), spectrum),
+    Stage(
+        "check",
+        ("plan", "mask", "baselines", "train", "evaluate", "movement"),
+        ("plan", "mask", "baselines", "train", "evaluate", "movement"),
+        _reads("decision"),
+        check,
+    ),
+    Stage("report", ("check", "spectrum"), ("check", "spectrum"), _reads("contract"), report),
+)
+
+
+def advance(
+    run: Run, until: str = "report", started: Callable[[str, bool], None] | None = None
+) -> dict[str, Any]:
+    """Bring a run up to a stage and return its evidence.
+
+    ``started(stage, skipped)`` is told of each stage in turn. Raises `RunError` when trained
+    weights would be overwritten under another contract and ``run.fresh`` is not set.
+    """
+    wanted = _ancestors(until)
+    with run.folder.locked():
+        _begin(run)
+        for stage in STAGES:
+            if stage.name not in wanted:
+                continue
+            inputs = _inputs(run, stage)
+            done = run.folder.holds(stage.name, inputs)
+            if started is not None:
+                started(stage.name, done)
+            if not done:
+                if stage.name == "train":
+                    run.folder.write(_STARTED, inputs)
+                run.folder.execute(
+                    stage.name, inputs, lambda stage=stage: stage.action(run), _about(run)
+                )
+        return run.evidence()
+
+
+def _ancestors(until: str) -> set[str]:
+    """Return a stage and all that it needs."""
+    stages = {stage.name: stage for stage in STAGES}
+    wanted, queue = set(), [until]
+    while queue:
+        name = queue.pop()
+        if name not in wanted:
+            wanted.add(name)
+            queue += stages[name].after
+    return wanted
+
+
+def _inputs(run: Run, stage: Stage) -> dict[str, Any]:
+    """Return all that a stage's products depend on: its inputs, and the products it reads."""
+    inputs = stage.inputs(run)
+    for name in stage.reads:
+        entry = run.folder.recorded(name)
+        inputs[f"{name} products"] = (entry or {}).get("products")
+    return inputs
+
+
+def _begin(run: Run) -> None:
+    """Refuse or clear another contract's weights, then save the resolved contract."""
+    train = next(stage for stage in STAGES if stage.name == "train")
+    if run.fresh:
+        shutil.rmtree(run.folder.path / "checkpoints", ignore_errors=True)
+    else:
+        _guard(run, _inputs(run, train))
+    write_text(run.folder.path / "contract.yaml", run.contract.to_yaml())
+
+
+def _guard(run: Run, inputs: dict[str, Any]) -> None:
+    """Refuse to train over weights, finished or not, that another contract made."""
+    entry = run.folder.recorded("train")
+    started = run.folder.path / _STARTED
+    if entry is not None:
+        before, broken = entry["inputs"], run.folder.broken("train")
+    elif started.exists():
+        before, broken = run.folder.read(_STARTED), []
+    else:
+        return
+    changed = differences(before, inputs)
+    if changed or broken:
+        reason = "; ".join(changed) if changed else f"{', '.join(broken)} changed after training"
+        raise RunError(
+            f"{run.folder.path} holds weights trained under another contract ({reason}); "
+            "train over them with --fresh, or keep both with --set name=OTHER"
+        )
+
+
+def _about(run: Run) -> dict[str, Any]:
+    return {
+        "run": run.contract.name,
+        "tunemath": version.__version__,
+        "code_sha256": version.code_hash(),
+        "model": {"id": run.model.id, "revision": run.model.revision},
+    }

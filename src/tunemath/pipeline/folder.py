@@ -1,0 +1,130 @@
+"""A run's folder: what each stage read, what it wrote, and whether that still holds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from tunemath.errors import RunError
+from tunemath.storage import (
+    canonical_json,
+    hash_bytes,
+    hash_file,
+    read_json,
+    storage_errors,
+    write_json,
+)
+
+__all__ = ["RunFolder", "differences"]
+
+
+class RunFolder:
+    """``runs/NAME``: products, and a manifest that binds each to the hashes it was made from."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def manifest_path(self) -> Path:
+        """Where the chain of hashes is kept."""
+        return self.path / "manifest.json"
+
+    def manifest(self) -> dict[str, Any]:
+        """Return the manifest; an empty one for a new run."""
+        if not self.manifest_path.exists():
+            return {"run": self.path.name, "stages": {}}
+        return read_json(self.manifest_path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder; a second process on the same run is refused, a dead one is not."""
+        with storage_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise RunError(
+                    f"another process is working on {self.path}; wait for it, or use --set name=…"
+                ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def recorded(self, stage: str) -> dict[str, Any] | None:
+        """Return what the manifest holds of a stage."""
+        return self.manifest()["stages"].get(stage)
+
+    def holds(self, stage: str, inputs: Mapping[str, Any]) -> bool:
+        """Say whether a stage is done: same inputs, and every product as it was written."""
+        entry = self.recorded(stage)
+        return entry is not None and entry["key"] == _key(inputs) and not self.broken(stage)
+
+    def broken(self, stage: str) -> list[str]:
+        """Return a recorded stage's products that are missing or not as they were written."""
+        entry = self.recorded(stage)
+        products = entry["products"] if entry else {}
+        return [name for name, sha in products.items() if _hash_or_none(self.path / name) != sha]
+
+    def execute(
+        self,
+        stage: str,
+        inputs: Mapping[str, Any],
+        action: Callable[[], list[str]],
+        about: Mapping[str, Any],
+    ) -> None:
+        """Run a stage and record it; ``action`` returns the names of the files it wrote."""
+        started = time.perf_counter()
+        products = action()
+        manifest = {**self.manifest(), **about}
+        manifest["stages"][stage] = {
+            "key": _key(inputs),
+            "inputs": dict(inputs),
+            "products": {name: hash_file(self.path / name) for name in products},
+            "seconds": round(time.perf_counter() - started, 2),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        write_json(self.manifest_path, manifest)
+
+    def write(self, name: str, value: Any) -> str:
+        """Write a JSON product and return its name."""
+        write_json(self.path / name, value)
+        return name
+
+    def read(self, name: str) -> Any:
+        """Read a JSON product."""
+        return read_json(self.path / name)
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say which inputs differ between two runs of a stage, with both values."""
+    return [
+        _difference(name, before.get(name), now.get(name))
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+
+
+def _key(inputs: Mapping[str, Any]) -> str:
+    return hash_bytes(canonical_json(dict(inputs)))
+
+
+def _hash_or_none(path: Path) -> str | None:
+    return hash_file(path) if path.is_file() else None
+
+
+def _difference(name: str, old: Any, new: Any) -> str:
+    """Say in words what differs; records are compared key by key, hashes are not spelled out."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [key for key in old.keys() | new.keys() if old.get(key) != new.get(key)]
+        return ", ".join(f"{name}.{key} {old.get(key)} → {new.get(key)}" for key in sorted(keys))
+    if isinstance(old, str) and len(old) == 64:
+        return f"{name} has other content"
+    return f"{name} {old} → {new}"

@@ -1,0 +1,209 @@
+"""The stages that ask a model: baselines, evaluate, movement, spectrum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tunemath.evaluation import bootstrap_ratio, choice_prediction, exact_match, items_sha256
+from tunemath.mask import Item
+from tunemath.pipeline.run import Run
+from tunemath.storage import read_jsonl, write_jsonl
+
+__all__ = ["baselines", "evaluate", "movement", "spectrum"]
+
+_SHOWN = 10
+
+
+def baselines(run: Run) -> list[str]:
+    """Evaluate the base, and the base with examples in its prompt, on every item."""
+    model = _base(run)
+    arms: dict[str, Any] = {}
+    files: list[str] = []
+    for arm in ("base", "prompted"):
+        arms[arm], written = _evaluate_arm(run, model, arm)
+        files += written
+    few_shot = run.contract.evaluation.few_shot
+    return [run.folder.write("baselines.json", {"few_shot": few_shot, "arms": arms}), *files]
+
+
+def evaluate(run: Run) -> list[str]:
+    """Evaluate the trained adapter on the same items."""
+    arms, files = _evaluate_arm(run, _tuned(run), "tuned")
+    before = read_jsonl(run.folder.path / "items/base.task.jsonl")
+    after = read_jsonl(run.folder.path / "items/tuned.task.jsonl")
+    spread = np.linspace(0, len(before) - 1, min(_SHOWN, len(before))).round().astype(int)
+    shown = [
+        {
+            "prompt": before[i]["prompt"],
+            "reference": before[i]["reference"],
+            "base": before[i]["output"],
+            "tuned": after[i]["output"],
+        }
+        for i in spread
+    ]
+    product = {"arms": {"tuned": arms}, "before_after": shown}
+    return [run.folder.write("evaluation.json", product), *files]
+
+
+def movement(run: Run) -> list[str]:
+    """Measure KL(tuned ‖ base) per answer token, teacher-forced, with bootstrap intervals."""
+    from tunemath.runner.movement import row_movements
+
+    tuned = _tuned(run)
+    total = sum(len(items) for items in run.items.values())
+    done = 0
+    product: dict[str, Any] = {
+        "direction": "KL(tuned ‖ base)",
+        "unit": "nats per answer token",
+        "bootstraps": run.contract.evaluation.bootstraps,
+        "confidence": 0.95,
+        "retention": None,
+    }
+    for name, items in run.items.items():
+        base = done
+        rows = row_movements(
+            tuned,
+            [run.prompt_ids(item) for item in items],
+            [run.answer_ids(item, item.reference) for item in items],
+            pad=run.tokenizer.pad_id,
+            tick=lambda n, base=base: run.progress("movement", base + n, total),
+        )
+        product[name] = _pooled(rows, run.contract.evaluation.bootstraps, run.contract.seed)
+        done += len(items)
+    return [run.folder.write("movement.json", product)]
+
+
+def _pooled(rows: Sequence[Any], resamples: int, seed: int) -> dict[str, Any]:
+    """Pool rows: ΣKL / Σpositions, its interval over rows, and the mean at each answer position."""
+    sums = np.array([sum(row.answer) for row in rows])
+    positions = np.array([len(row.answer) for row in rows])
+    interval = bootstrap_ratio(sums, positions, resamples=resamples, seed=seed)
+    prompt_positions = sum(row.prompt_positions for row in rows)
+    prompt_sum = sum(row.prompt_sum for row in rows)
+    by_position = []
+    for place in range(int(positions.max())):
+        values = [row.answer[place] for row in rows if len(row.answer) > place]
+        by_position.append({"position": place, "kl": float(np.mean(values)), "rows": len(values)})
+    return {
+        "kl": float(sums.sum() / positions.sum()),
+        "low": interval.low,
+        "high": interval.high,
+        "positions": int(positions.sum()),
+        "rows": len(rows),
+        "prompt": {"kl": prompt_sum / max(1, prompt_positions), "positions": prompt_positions},
+        "by_position": by_position,
+        "top1_agreement": sum(row.agree for row in rows) / int(positions.sum()),
+    }
+
+
+def spectrum(run: Run) -> list[str]:
+    """Compute the singular values of every ΔW from its factors, never forming it."""
+    from tunemath.runner.spectra import adapter_spectrum
+
+    product = adapter_spectrum(run.model, run.folder.path / "adapter", run.contract.space.scale)
+    return [run.folder.write("spectrum.json", product)]
+
+
+def _base(run: Run) -> Any:
+    from tunemath.runner.models import choose_device, load_base
+
+    return load_base(run.model, *choose_device())
+
+
+def _tuned(run: Run) -> Any:
+    from tunemath.runner.models import load_adapter
+
+    return load_adapter(_base(run), run.folder.path / "adapter")
+
+
+def _evaluate_arm(run: Run, model: Any, arm: str) -> tuple[dict[str, Any], list[str]]:
+    """Answer every set with one arm; per-item results go to ``items/ARM.SET.jsonl``."""
+    arms: dict[str, Any] = {"retention": None}
+    files = []
+    for name, items in run.items.items():
+        prompts = [run.prompt_ids(item, with_examples=arm == "prompted") for item in items]
+        label = f"{name} items, {arm}"
+        if items[0].choices is None:
+            rows, metric = _generated(run, model, items, prompts, label), "exact match"
+        else:
+            rows = _chosen(run, model, items, prompts, label)
+            metric = "preference accuracy" if items[0].is_pair else "choice accuracy"
+        file = f"items/{arm}.{name}.jsonl"
+        write_jsonl(run.folder.path / file, rows)
+        files.append(file)
+        correct = sum(row["score"] for row in rows)
+        arms[name] = {
+            "metric": metric,
+            "items": len(rows),
+            "correct": correct,
+            "score": correct / len(rows),
+            "unfinished": sum(not row["finished"] for row in rows),
+            "file": file,
+            "items_sha256": items_sha256(rows),
+        }
+    return arms, files
+
+
+def _generated(
+    run: Run, model: Any, items: Sequence[Item], prompts: Sequence[Any], label: str
+) -> list[dict[str, Any]]:
+    from tunemath.runner.answering import generate
+
+    evaluation = run.contract.evaluation
+    answers = generate(
+        model,
+        prompts,
+        stop=run.stop_ids,
+        pad=run.tokenizer.pad_id,
+        max_new_tokens=evaluation.max_new_tokens,
+        batch_size=evaluation.batch_size,
+        tick=lambda done: run.progress(label, done, len(items)),
+    )
+    rows = []
+    for item, answer in zip(items, answers, strict=True):
+        output = run.tokenizer.decode(answer.tokens).strip()
+        rows.append(
+            {
+                **_identity(item),
+                "output": output,
+                "score": exact_match(output, item.reference),
+                "finished": answer.finished,
+            }
+        )
+    return rows
+
+
+def _chosen(
+    run: Run, model: Any, items: Sequence[Item], prompts: Sequence[Any], label: str
+) -> list[dict[str, Any]]:
+    from tunemath.runner.answering import score_choices
+
+    choices = [run.choice_ids(item) for item in items]
+    scores = score_choices(
+        model,
+        prompts,
+        choices,
+        pad=run.tokenizer.pad_id,
+        batch_size=run.contract.evaluation.batch_size,
+        tick=lambda done: run.progress(label, done, len(items)),
+    )
+    rows = []
+    for item, values in zip(items, scores, strict=True):
+        best = choice_prediction(values)
+        rows.append(
+            {
+                **_identity(item),
+                "output": (item.choices or ())[best],
+                "score": int(best == item.correct),
+                "finished": True,
+                "logprobs": values,
+            }
+        )
+    return rows
+
+
+def _identity(item: Item) -> dict[str, Any]:
+    return {"id": item.id, "prompt": item.prompt[-1].content, "reference": item.reference}

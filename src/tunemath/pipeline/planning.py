@@ -1,0 +1,190 @@
+"""The plan: what the five choices imply, before anything is spent. No torch, no SciPy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tunemath.budget import (
+    Work,
+    forward_flops,
+    learning_rates,
+    measured_gflops,
+    plan_steps,
+    seconds_of,
+    smallest_detectable_difference,
+    training_flops,
+    training_memory,
+    warmup_steps,
+)
+from tunemath.mask import common_prefix
+from tunemath.pipeline.run import Run
+from tunemath.space import LoraLedger, lora_ledger
+
+__all__ = ["plan", "schedule_of"]
+
+_ALPHA, _POWER = 0.05, 0.8
+
+
+def plan(run: Run) -> list[str]:
+    """Compute parameters, memory, FLOPs, steps, seconds and the smallest detectable effect."""
+    ledger = lora_ledger(run.blueprint, run.contract.space)
+    schedule = schedule_of(run)
+    data = _data(run)
+    works = _works(run, ledger)
+    rate = measured_gflops()
+    seconds = {stage: round(seconds_of(work, rate), 1) for stage, work in works.items()}
+    blueprint = run.blueprint
+    product = {
+        "model": {
+            "id": run.model.id,
+            "revision": run.model.revision,
+            "architecture": blueprint.architecture,
+            "model_type": blueprint.model_type,
+            "layers": blueprint.layers,
+            "hidden": blueprint.hidden,
+            "vocab": blueprint.vocab,
+            "dtype": "float32",
+            "note": run.model.note,
+        },
+        "parameters": {
+            "total": ledger.total,
+            "base": blueprint.parameters,
+            "trainable": ledger.trainable,
+            "percent": ledger.percent,
+            "by_target": [dict(row) for row in ledger.by_target],
+        },
+        "data": data,
+        "schedule": schedule,
+        "memory": _memory(run, ledger),
+        "compute": {
+            "training_flops": works["train"].training,
+            "evaluation_flops": sum(
+                work.forward + work.decoding for stage, work in works.items() if stage != "train"
+            ),
+        },
+        "seconds": {**seconds, "total": round(sum(seconds.values()), 1), "rate_gflops": rate},
+        "power": _power(run),
+    }
+    return [run.folder.write("plan.json", product)]
+
+
+def schedule_of(run: Run) -> dict[str, Any]:
+    """Return steps, warm-up and the learning rate of every step."""
+    budget = run.contract.budget
+    steps = plan_steps(len(run.examples), budget.batch_size, budget.epochs)
+    warmup = warmup_steps(steps, budget.warmup_ratio)
+    return {
+        "steps": steps,
+        "warmup_steps": warmup,
+        "rows_per_step": budget.batch_size,
+        "epochs": budget.epochs,
+        "tokens_total": budget.epochs * _tokens(run.examples),
+        "peak_learning_rate": budget.learning_rate,
+        "learning_rates": [
+            float(rate)
+            for rate in learning_rates(steps, warmup, budget.learning_rate, budget.schedule)
+        ],
+    }
+
+
+def _tokens(encoded: Sequence[Sequence[Any]]) -> int:
+    return sum(len(row.input_ids) for example in encoded for row in example)
+
+
+def _data(run: Run) -> dict[str, Any]:
+    rows = [row for example in run.examples for row in example]
+    return {
+        "train_rows": len(run.examples),
+        "tokens_per_epoch": _tokens(run.examples),
+        "supervised_tokens_per_epoch": sum(sum(row.supervised) for row in rows),
+        "longest_row": max(len(row.input_ids) for row in rows),
+        "task_items": len(run.items["task"]),
+        "retention_items": len(run.items.get("retention", ())),
+    }
+
+
+def _memory(run: Run, ledger: LoraLedger) -> dict[str, Any]:
+    sides = len(run.examples[0])
+    budget = run.contract.budget
+    longest = max(len(row.input_ids) for example in run.examples for row in example)
+    columns = max(  # the trainer computes logits at every column in which some row has a target
+        len(row.input_ids) - row.prompt_length for example in run.examples for row in example
+    )
+    terms = training_memory(
+        run.blueprint,
+        ledger,
+        rows=sides * (budget.micro_batch_size or budget.batch_size),
+        tokens=longest,
+        logit_positions=columns,
+    )
+    return {
+        "terms": [{"name": t.name, "bytes": t.bytes, "exact": t.exact} for t in terms],
+        "total_bytes": sum(t.bytes for t in terms),
+    }
+
+
+def _power(run: Run) -> dict[str, Any]:
+    product: dict[str, Any] = {"alpha": _ALPHA, "power": _POWER}
+    for name, items in run.items.items():
+        product[name] = {
+            "items": len(items),
+            "smallest_difference": smallest_detectable_difference(len(items), _ALPHA, _POWER),
+        }
+    return product
+
+
+def _works(run: Run, ledger: LoraLedger) -> dict[str, Work]:
+    """Return the work of each stage, with shared prefixes counted once as they are computed."""
+    blueprint, sides = run.blueprint, len(run.examples[0])
+    rows = [row for example in run.examples for row in example]
+    supervised = sum(sum(row.supervised) for row in rows)
+    epochs = run.contract.budget.epochs
+    training = epochs * training_flops(blueprint, ledger, _tokens(run.examples), supervised)
+    if sides == 2:  # DPO: the reference passes forward as well
+        training += epochs * forward_flops(blueprint, _tokens(run.examples), supervised)
+    base, prompted = _answering(run, False), _answering(run, True)
+    positions = _teacher_forced_tokens(run)
+    both = 2 * forward_flops(blueprint, positions, positions)
+    weights = 4.0 * blueprint.parameters
+    return {
+        "mask": Work(),
+        "baselines": Work(forward=base[0] + prompted[0], decoding=base[1] + prompted[1], loads=1),
+        "train": Work(training=training, loads=5, hashed_bytes=3 * weights),
+        "evaluate": Work(forward=base[0], decoding=base[1], loads=2),
+        "movement": Work(forward=both, loads=2, kl_values=float(positions) * blueprint.vocab),
+        "spectrum": Work(loads=1),
+        "check": Work(),
+        "report": Work(loads=2),
+    }
+
+
+def _answering(run: Run, with_examples: bool) -> tuple[float, float]:
+    """Return FLOPs of reading the prompts and choices, and of generating the answers."""
+    forward = decoding = 0.0
+    for items in run.items.values():
+        prompts = [run.prompt_ids(item, with_examples) for item in items]
+        own = _own_tokens(prompts)
+        if items[0].choices is None:
+            longest = run.contract.evaluation.max_new_tokens
+            generated = len(items) * longest
+            forward += forward_flops(run.blueprint, own, len(items))
+            decoding += forward_flops(run.blueprint, generated, generated)
+        else:
+            choice_tokens = sum(len(ids) for item in items for ids in run.choice_ids(item))
+            forward += forward_flops(run.blueprint, own + choice_tokens, choice_tokens)
+    return forward, decoding
+
+
+def _teacher_forced_tokens(run: Run) -> int:
+    total = 0
+    for items in run.items.values():
+        prompts = [run.prompt_ids(item) for item in items]
+        answers = sum(len(run.answer_ids(item, item.reference)) for item in items)
+        total += _own_tokens(prompts) + answers
+    return total
+
+
+def _own_tokens(prompts: Sequence[Sequence[int]]) -> int:
+    """Return the prompts' tokens with their common prefix counted once."""
+    return sum(map(len, prompts)) - len(common_prefix(prompts)) * (len(prompts) - 1)

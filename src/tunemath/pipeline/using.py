@@ -1,0 +1,106 @@
+"""What a person does with a finished run: ask it, merge it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tunemath.errors import ModelError, RunError
+from tunemath.mask import Message, Pair, encode_prompt
+from tunemath.pipeline.run import Run
+from tunemath.storage import storage_errors
+
+__all__ = ["ask", "merge"]
+
+_PROBES = 8
+_CARRIED = (
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "chat_template.*",
+    "*.model",
+    "vocab.*",
+    "merges.txt",
+    "added_tokens.json",
+    "generation_config.json",
+)
+
+
+def ask(run: Run, prompt: str, system: str | None = None) -> dict[str, str]:
+    """Answer ``prompt`` greedily with the base and with the tuned model.
+
+    The system prompt is the training rows' own when they all share one and none is given.
+    """
+    from tunemath.runner.answering import generate
+    from tunemath.runner.models import choose_device, load_adapter, load_base
+
+    _need_adapter(run)
+    system = _shared_system(run) if system is None else system
+    messages = [Message("system", system)] if system else []
+    ids = encode_prompt(run.template, run.tokenizer, [*messages, Message("user", prompt)])
+    tuned = load_adapter(load_base(run.model, *choose_device()), run.folder.path / "adapter")
+    settings: dict[str, Any] = {
+        "stop": run.stop_ids,
+        "pad": run.tokenizer.pad_id,
+        "max_new_tokens": max(64, run.contract.evaluation.max_new_tokens),
+        "batch_size": 1,
+        "tick": lambda done: None,
+    }
+    after = generate(tuned, [ids], **settings)[0]
+    with tuned.disable_adapter():
+        before = generate(tuned, [ids], **settings)[0]
+    return {
+        "base": run.tokenizer.decode(before.tokens).strip(),
+        "tuned": run.tokenizer.decode(after.tokens).strip(),
+    }
+
+
+def merge(run: Run, out: Path | None = None) -> dict[str, Any]:
+    """Write the merged model, tokenizer and template beside it, once it is proven to answer alike.
+
+    The folder appears whole, and only if the merged model read back from disk gives the adapter's
+    logits on training rows within the tolerance.
+    """
+    from tunemath.runner.merging import write_merged
+
+    _need_adapter(run)
+    folder = out if out is not None else run.folder.path / "merged"
+    if folder.exists():
+        raise RunError(f"{folder} exists already; give another --out, or delete it first")
+    rows = [
+        (row.input_ids, row.supervised) for example in run.examples[:_PROBES] for row in example
+    ]
+    with storage_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            proof = write_merged(
+                run.model, run.folder.path / "adapter", temporary, rows, run.tokenizer.pad_id
+            )
+            if proof["max_logit_difference"] > proof["tolerance"]:
+                raise ModelError(
+                    f"the merged model differs from the adapter by "
+                    f"{proof['max_logit_difference']:.2g} in a logit (at most "
+                    f"{proof['tolerance']:g}); nothing was written"
+                )
+            for pattern in _CARRIED:
+                for path in run.model.folder.glob(pattern):
+                    shutil.copy(path, temporary / path.name)
+            temporary.chmod(0o755)
+            temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return {"folder": str(folder), **proof}
+
+
+def _need_adapter(run: Run) -> None:
+    if run.folder.recorded("train") is None:
+        raise RunError(f"{run.folder.path} has no trained adapter yet; `tunemath run` trains it")
+
+
+def _shared_system(run: Run) -> str | None:
+    """Return the system message that every training row begins with, if there is one."""
+    first = [(row.prompt if isinstance(row, Pair) else row.messages)[0] for row in run.training]
+    systems = {message.content if message.role == "system" else None for message in first}
+    return systems.pop() if len(systems) == 1 else None
