@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tunemath.contract import FineTune
+from tunemath.pipeline import Run, advance
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads would only wait
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
@@ -58,7 +62,6 @@ def make_tiny_model(folder: Path, seed: int = 0) -> Path:
         tie_word_embeddings=True,
         bos_token_id=1,
         eos_token_id=2,
-        pad_token_id=2,
         initializer_range=0.2,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
@@ -66,60 +69,34 @@ def make_tiny_model(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def make_tiny_job(folder: Path, seed: int = 0) -> Path:
-    """Write data and a contract: answer a colour's first letter; choose between two words."""
-    generator = random.Random(seed)
+def make_tiny_job(folder: Path) -> Path:
+    """Write data and a contract: answer every colour with yes; keep choosing between letters.
+
+    Both objectives can be learned in a second, and are: `pairs.jsonl` and `held.jsonl` hold the
+    same job as preferences (``--set objective.kind=dpo``).
+    """
     system = {"role": "system", "content": "S"}
 
-    def ask(word: str, number: int) -> list[dict]:
-        return [system, {"role": "user", "content": f"{word} {number}"}]
+    def ask(number: int) -> list[dict]:
+        return [system, {"role": "user", "content": f"{WORDS[number % 8]} {number}"}]
+
+    def answered(name: str, first: int, count: int, **answer: object) -> list[dict]:
+        numbers = range(first, first + count)
+        return [{"id": f"{name}-{n}", "messages": ask(n), **answer} for n in numbers]
 
     train = [
-        {
-            "id": f"train-{n}",
-            "messages": [
-                *ask(generator.choice(WORDS), n),
-                {"role": "assistant", "content": "yes" if n % 2 else "no"},
-            ],
-        }
+        {"id": f"train-{n}", "messages": [*ask(n), {"role": "assistant", "content": "yes"}]}
         for n in range(24)
     ]
-    task = [
-        {"id": f"task-{n}", "messages": ask(WORDS[n % 8], 100 + n), "answer": "yes"}
-        for n in range(10)
-    ]
-    retention = [
-        {
-            "id": f"keep-{n}",
-            "messages": ask(WORDS[n % 8], 200 + n),
-            "choices": ["a", "bb", "ccc"],
-            "answer": n % 3,
-        }
-        for n in range(12)
-    ]
-    pairs = [
-        {
-            "id": f"pair-{n}",
-            "messages": ask(WORDS[n % 8], 300 + n),
-            "chosen": "yes",
-            "rejected": "q",
-        }
-        for n in range(16)
-    ]
-    held = [
-        {
-            "id": f"held-{n}",
-            "messages": ask(WORDS[n % 8], 400 + n),
-            "chosen": "yes",
-            "rejected": "q",
-        }
-        for n in range(10)
-    ]
+    retention = answered("keep", 200, 40, choices=["a", "bb", "ccc", "cc"])
+    for number, item in enumerate(retention):
+        item["answer"] = number % 2
+    pair = {"chosen": "yes", "rejected": "q"}
     write_jsonl(folder / "train.jsonl", train)
-    write_jsonl(folder / "task.jsonl", task)
+    write_jsonl(folder / "task.jsonl", answered("task", 100, 12, answer="yes"))
     write_jsonl(folder / "retention.jsonl", retention)
-    write_jsonl(folder / "pairs.jsonl", pairs)
-    write_jsonl(folder / "held.jsonl", held)
+    write_jsonl(folder / "pairs.jsonl", answered("pair", 300, 16, **pair))
+    write_jsonl(folder / "held.jsonl", answered("held", 400, 12, **pair))
     contract = folder / "tiny.yaml"
     contract.write_text(
         f"""\
@@ -127,7 +104,7 @@ name: tiny
 model: {folder / "model"}
 space: {{rank: 4, alpha: 8}}
 mask: {{train: train.jsonl, max_length: 64}}
-budget: {{epochs: 2, batch_size: 8, micro_batch_size: 4, learning_rate: 0.01, save_every: 2}}
+budget: {{epochs: 6, batch_size: 8, micro_batch_size: 4, learning_rate: 0.02, save_every: 3}}
 evaluation:
   task: task.jsonl
   retention: retention.jsonl
@@ -141,14 +118,56 @@ evaluation:
     return contract
 
 
+DPO = (
+    "name=tiny-dpo",
+    "objective.kind=dpo",
+    "mask.train={folder}/pairs.jsonl",
+    "evaluation.task={folder}/held.jsonl",
+)
+"""Overrides that make the tiny job a preference job; format them with ``folder``."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep every test, and every process it starts, out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNEMATH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
 @pytest.fixture
-def tiny_job(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A contract in a folder of its own, with the tiny model beside it and its own cache."""
-    monkeypatch.setenv("TUNEMATH_CACHE", str(tmp_path / "cache"))
+def tiny_job(tmp_path: Path, tiny_model: Path) -> Path:
+    """A contract in a folder of its own, with the tiny model beside it."""
     (tmp_path / "model").symlink_to(tiny_model)
     return make_tiny_job(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def shared_job(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """The tiny job, made once; `finished` holds its runs. Nobody changes it."""
+    folder = tmp_path_factory.mktemp("shared")
+    (folder / "model").symlink_to(tiny_model)
+    return make_tiny_job(folder)
+
+
+@pytest.fixture(scope="session")
+def sft_run(shared_job: Path) -> Run:
+    """A finished SFT run. Copy its folder before changing anything in it."""
+    return _finish(shared_job)
+
+
+@pytest.fixture(scope="session")
+def dpo_run(shared_job: Path) -> Run:
+    """A finished DPO run. Copy its folder before changing anything in it."""
+    return _finish(shared_job, *(text.format(folder=shared_job.parent) for text in DPO))
+
+
+def _finish(contract: Path, *overrides: str) -> Run:
+    run = Run(FineTune.load(contract, overrides), contract.parent / "runs")
+    advance(run)
+    return run

@@ -4,11 +4,10 @@ The text files (``train.jsonl``, ``test.jsonl``, ``retention.jsonl``) need no mo
 
     python examples/dates/build.py
 
-With ``--model`` the preference pairs are made too, since their rejected answers are the
-model's own greedy mistakes, and ``--measure`` also prints what the model scores before any
-training:
+With ``--pairs`` the preference pairs are made too; their rejected answers are the base model's
+own greedy mistakes:
 
-    python examples/dates/build.py --model PATH --measure
+    python examples/dates/build.py --pairs
 """
 
 import argparse
@@ -433,13 +432,17 @@ def retention_items(seed: int) -> list[dict]:
 
 
 class Base:
-    """A language model in float32, for its greedy answers and its choices."""
+    """A base model in float32, for its greedy answers."""
 
-    def __init__(self, path: str) -> None:
-        """Load the model and its tokenizer from a folder."""
+    def __init__(self, name: str) -> None:
+        """Load the model and its tokenizer, by the id or folder that a contract would give."""
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        from tunemath.contract import ModelChoice
+        from tunemath.runner.resolve import resolve_model
+
+        path = resolve_model(ModelChoice(id=name)).folder
         self.torch = torch
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
@@ -468,25 +471,6 @@ class Base:
             new = output[:, batch["input_ids"].shape[1] :]
             texts += self.tokenizer.batch_decode(new, skip_special_tokens=True)
         return [text.strip() for text in texts]
-
-    def choice(self, item: dict) -> int:
-        """Return the choice whose tokens, with the end of turn, are the most likely."""
-        torch = self.torch
-        encode = self.tokenizer.encode
-        prompt = encode(self.prompt(item), add_special_tokens=False)
-        ends = [
-            [*encode(choice, add_special_tokens=False), self.tokenizer.eos_token_id]
-            for choice in item["choices"]
-        ]
-        longest = max(map(len, ends))
-        pad = self.tokenizer.pad_token_id
-        ids = torch.tensor([prompt + end + [pad] * (longest - len(end)) for end in ends])
-        with torch.inference_mode():
-            logits = self.model(input_ids=ids, logits_to_keep=longest + 1).logits[:, :-1]
-        targets = ids[:, len(prompt) :]
-        gains = logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
-        totals = [gains[row, : len(end)].sum().item() for row, end in enumerate(ends)]
-        return max(range(len(totals)), key=totals.__getitem__)
 
 
 def wrong_pairs(items: list[dict], answers: list[str], rows: int) -> list[dict]:
@@ -545,23 +529,11 @@ def group(row: dict) -> str:
     return row["id"].partition("-")[0]
 
 
-def measure(base: Base, right: int, items: list[dict]) -> None:
-    """Print the share of right answers on the dates and on each kind of question."""
-    print(f"test.jsonl: exact match {right / TEST_ROWS:.1%}")
-    hits: dict[str, list[bool]] = defaultdict(list)
-    for item in items:
-        hits[group(item)].append(base.choice(item) == item["answer"])
-    for kind, marks in hits.items():
-        print(f"  {kind}: {sum(marks) / len(marks):.1%} of {len(marks)}")
-    everything = [mark for marks in hits.values() for mark in marks]
-    print(f"retention.jsonl: accuracy {sum(everything) / len(everything):.1%}")
-
-
 def main() -> None:
     """Build the files, check them and print what they hold."""
     parser = argparse.ArgumentParser(description="Build the data of the dates example.")
-    parser.add_argument("--model", help="folder of the base model; makes the pairs as well")
-    parser.add_argument("--measure", action="store_true", help="print what the model scores")
+    parser.add_argument("--pairs", action="store_true", help="make the pairs as well")
+    parser.add_argument("--model", default="smollm2-135m", help="the base model of the pairs")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -570,7 +542,7 @@ def main() -> None:
     dates = date_splits(args.seed)
     retention = retention_items(args.seed)
     files = {"train": [train_row(item) for item in dates["train"]], "test": dates["test"]}
-    if args.model:
+    if args.pairs:
         base = Base(args.model)
         held_out = dates["test"] + dates["pairs_test"]
         answers = base.answers(held_out)
@@ -585,9 +557,6 @@ def main() -> None:
         write_jsonl(args.out / f"{name}.jsonl", rows)
         counts = Counter(map(group, rows))
         print(f"{name}.jsonl: {len(rows)} rows:", *(f"{k} {n}" for k, n in counts.items()))
-    if args.model and args.measure:
-        right = sum(a == i["answer"] for a, i in zip(answers, dates["test"], strict=False))
-        measure(base, right, retention)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from tunemath.objective.record import Objective
 from tunemath.record import Record
 from tunemath.space.record import UpdateSpace
 
-__all__ = ["FineTune", "ModelChoice", "contract_schema"]
+__all__ = ["FineTune", "ModelChoice", "contract_schema", "name_of"]
 
 _PATHS = (("mask", "train"), ("evaluation", "task"), ("evaluation", "retention"))
 
@@ -43,7 +43,7 @@ class FineTune(Record):
     """
 
     name: str = Field(default="finetune", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """The run's name; its folder is runs/NAME."""
+    """The run's name, the file's own when not given; its folder is runs/NAME."""
     model: ModelChoice = ModelChoice()
     """The base model: an id, or a record of id and revision."""
     space: UpdateSpace = UpdateSpace()
@@ -78,7 +78,7 @@ class FineTune(Record):
         """Read a contract from YAML, apply overrides such as ``"space.rank=16"``, validate it."""
         path = Path(path)
         values = _read_yaml(path)
-        values.setdefault("name", re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-") or "run")
+        values.setdefault("name", name_of(path))
         for section, key in _PATHS:
             _anchor(values, section, key, path.parent)
         for override in overrides:
@@ -102,6 +102,15 @@ class FineTune(Record):
         return yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True)
 
 
+def name_of(path: Path) -> str:
+    """Return the run's name when the contract in ``path`` gives none.
+
+    >>> name_of(Path("jobs/my job.yaml"))
+    'my-job'
+    """
+    return re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-") or "run"
+
+
 def contract_schema() -> dict[str, Any]:
     """Return the JSON Schema of the contract file (a bare model id is allowed for ``model``)."""
     schema = FineTune.model_json_schema()
@@ -117,12 +126,13 @@ class _StrictLoader(yaml.SafeLoader):
     """A safe loader that refuses a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
+        seen = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", node.start_mark
+                    None, None, f"the key {key.value!r} is given twice", key.start_mark
                 )
+            seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 

@@ -163,3 +163,12 @@ def test_a_file_that_is_not_there_or_empty_or_not_text(tmp_path):
     (tmp_path / "latin.jsonl").write_bytes(b"\xff\xfe{")
     with pytest.raises(DataError, match="is not UTF-8 text"):
         read_rows(tmp_path / "latin.jsonl", "sft")
+
+
+def test_a_file_that_mixes_forms_of_items_is_refused(tmp_path):
+    path = tmp_path / "items.jsonl"
+    path.write_text(
+        '{"prompt": "a", "answer": "b"}\n{"prompt": "c", "choices": ["d", "e"], "answer": 0}\n'
+    )
+    with pytest.raises(DataError, match=r"items.jsonl:2: .*`choices` among items with `answer`"):
+        read_rows(path, "evaluation")

@@ -2,18 +2,19 @@ from __future__ import annotations
 
 import pytest
 
-from tunemath.mask import Example, Message, coloured, encode_example, sample_rows
+from tunemath.mask import Example, Message, encode_example, sample_rows
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "metaspace"])
-def test_the_view_shows_the_text_and_colours_the_targets(model, kind):
+def test_the_tokens_of_a_sample_are_the_text_and_its_targets_the_answer(model, kind):
     template, tokenizer = model("chatml", kind=kind)
     messages = (Message("user", "日本 the date?"), Message("assistant", "yes, 日"))
     encoded = encode_example(Example("a", messages, "t:1"), template, tokenizer)
-    text = coloured(encoded, tokenizer)
-    assert text.plain.replace("↵\n", "\n") == tokenizer.decode(encoded.input_ids)
-    green = "".join(text.plain[s.start : s.end] for s in text.spans if "green" in str(s.style))
-    assert green == "yes, 日<|im_end|>"
+    [sample] = sample_rows([encoded], tokenizer)
+    text = "".join(token["text"] for token in sample["tokens"])
+    assert text == tokenizer.decode(encoded.input_ids)
+    targets = "".join(token["text"] for token in sample["tokens"] if token["supervised"])
+    assert targets == "yes, 日<|im_end|>"
 
 
 def test_a_character_of_several_tokens_is_shown_once(model):
@@ -29,10 +30,3 @@ def test_a_character_of_several_tokens_is_shown_once(model):
         False,
         True,
     ]
-
-
-def test_text_of_data_is_never_read_as_markup(model):
-    template, tokenizer = model()
-    messages = (Message("user", "[bold red]x[/]"), Message("assistant", "[link=x]y[/link]"))
-    encoded = encode_example(Example("a", messages, "t:1"), template, tokenizer)
-    assert "[bold red]x[/]" in coloured(encoded, tokenizer).plain

@@ -46,7 +46,9 @@ def _finite(evidence: Evidence) -> Outcome:
         f"{len(bad)} of {len(log)} steps with a loss that is zero or not finite",
         "0",
         where=f"step {bad[0]}" if bad else "",
-        action="lower the learning rate, or look at the rows of that step" if bad else "",
+        action="lower the learning rate, or look at the rows of that step"
+        if bad
+        else ("" if log else "train again: no step was logged"),
     )
 
 

@@ -19,7 +19,7 @@ class Budget(Record):
     batch_size: int = Field(default=16, ge=1)
     """Rows (or pairs) in one optimizer step."""
     micro_batch_size: int | None = Field(default=None, ge=1)
-    """Rows in memory at once; divides `batch_size`. The loss does not depend on it."""
+    """Rows in memory at once, `batch_size` when not given; the loss does not depend on it."""
     learning_rate: float = Field(default=2e-4, gt=0)
     """The peak learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

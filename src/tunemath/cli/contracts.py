@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from tunemath.cli.options import print_json
-from tunemath.contract import FineTune, contract_schema
+from tunemath.contract import FineTune, contract_schema, name_of
 
 __all__ = ["register"]
 
@@ -43,7 +43,7 @@ def _init(
         raise ContractError(f"{path} exists already; give another name, or delete it first")
     contract = FineTune.parse(
         {
-            "name": path.stem,
+            "name": name_of(path),
             "model": model,
             "objective": {"kind": objective},
             "mask": {"train": train},

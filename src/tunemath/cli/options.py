@@ -91,6 +91,7 @@ class StageProgress:
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
+            disable=not self.console.is_terminal,
         )
         self.tasks: dict[str, Any] = {}
         self.stage: str | None = None

@@ -86,7 +86,8 @@ def _run(
     else:
         from tunemath.report import summary_view
 
-        _print(summary_view(evidence, run.folder.path))
+        folder = run.folder.path
+        _print(summary_view(evidence, folder, run.model.folder, folder / "report.html"))
     raise typer.Exit(checklist["exit_code"])
 
 

@@ -16,7 +16,7 @@ from tunemath.mask.record import DataMask
 from tunemath.mask.rows import Example, Item, Message, Pair, read_rows
 from tunemath.mask.template import Template
 from tunemath.mask.tokenize import Tokenizer, load_tokenizer
-from tunemath.mask.view import coloured, sample_rows
+from tunemath.mask.view import sample_rows
 
 __all__ = [
     "DataMask",
@@ -29,7 +29,6 @@ __all__ = [
     "Tokenizer",
     "TrainingRows",
     "certify",
-    "coloured",
     "common_prefix",
     "encode_answer",
     "encode_example",

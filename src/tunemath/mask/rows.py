@@ -93,6 +93,13 @@ class Item:
     """Whether the choices are a pair's chosen and rejected answers."""
 
     @property
+    def form(self) -> str:
+        """What the item is scored by: an answer, choices, or chosen and rejected."""
+        if self.choices is None:
+            return "`answer`"
+        return "`chosen` and `rejected`" if self.is_pair else "`choices`"
+
+    @property
     def reference(self) -> str:
         """The right answer's text."""
         if self.choices is not None and self.correct is not None:
@@ -120,6 +127,11 @@ def read_rows(path: Path, kind: RowKind) -> list[Example] | list[Pair] | list[It
         parsed = parse(row)
         if parsed.id in seen:
             row.fail(f"the id {parsed.id!r} is also that of {seen[parsed.id]}; ids must be unique")
+        if rows and isinstance(parsed, Item) and parsed.form != rows[0].form:
+            row.fail(
+                f"an item with {parsed.form} among items with {rows[0].form}; "
+                "they are scored differently, so give each form a file of its own"
+            )
         seen[parsed.id] = row.where
         rows.append(parsed)
     if not rows:

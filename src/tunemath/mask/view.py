@@ -3,36 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tunemath.mask.align import Encoded
 from tunemath.mask.tokenize import Tokenizer
 
-if TYPE_CHECKING:
-    from rich.text import Text
+__all__ = ["sample_rows"]
 
-__all__ = ["NEWLINE", "coloured", "sample_rows"]
-
-NEWLINE = "↵"
-"""Shown before each line break."""
-
-_STYLES = {
-    (True, False): "bold black on green",
-    (True, True): "bold black on bright_green",
-    (False, False): "dim",
-    (False, True): "dim cyan",
-}
 _UNFINISHED = "\ufffd"
-
-
-def coloured(encoded: Encoded, tokenizer: Tokenizer) -> Text:
-    """Return a row for the terminal: targets on green, the rest dim, special tokens cyan."""
-    from rich.text import Text
-
-    text = Text()
-    for token in _tokens(encoded, tokenizer):
-        text.append(token["text"], style=_STYLES[token["supervised"], token["special"]])
-    return text
 
 
 def sample_rows(
@@ -63,7 +41,7 @@ def _tokens(encoded: Encoded, tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
         if not through.endswith(_UNFINISHED) or index + 1 == len(ids):
             piece, anchor, read = through[len(before) :], read, index + 1
         yield {
-            "text": piece.replace("\n", NEWLINE + "\n"),
+            "text": piece,
             "supervised": bool(encoded.supervised[index]),
             "special": token in tokenizer.special_ids,
         }

@@ -20,6 +20,7 @@ from tunemath.pipeline.measuring import baselines, evaluate, movement, spectrum
 from tunemath.pipeline.planning import plan
 from tunemath.pipeline.run import Run
 from tunemath.pipeline.training import train
+from tunemath.space import lora_ledger
 from tunemath.storage import write_text
 
 __all__ = [
@@ -38,7 +39,8 @@ __all__ = [
     "train",
 ]
 
-_STARTED = "checkpoints/inputs.json"
+_CHECKPOINTS = "checkpoints"
+_STARTED = f"{_CHECKPOINTS}/inputs.json"
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("baselines", (), (), _reads("model", "codec", "data", "evaluation", "seed"), baselines),
     Stage(
         "train",
-        ("mask",),
+        ("plan", "mask"),
         (),
         _reads("model", "codec", "training data", "space", "objective", "budget", "mask", "seed"),
         train,
@@ -137,6 +139,7 @@ def advance(
     weights would be overwritten under another contract and ``run.fresh`` is not set.
     """
     wanted = _ancestors(until)
+    _validate(run)
     with run.folder.locked():
         _begin(run)
         for stage in STAGES:
@@ -144,15 +147,25 @@ def advance(
                 continue
             inputs = _inputs(run, stage)
             done = run.folder.holds(stage.name, inputs)
+            done = done and not (run.fresh and stage.name == "train")
             if started is not None:
                 started(stage.name, done)
             if not done:
                 if stage.name == "train":
-                    run.folder.write(_STARTED, inputs)
+                    _claim_checkpoints(run, inputs)
                 run.folder.execute(
                     stage.name, inputs, lambda stage=stage: stage.action(run), _about(run)
                 )
+            if stage.name == "train":  # recorded, so no longer needed
+                shutil.rmtree(run.folder.path / _CHECKPOINTS, ignore_errors=True)
         return run.evidence()
+
+
+def _validate(run: Run) -> None:
+    """Read all that a user wrote, so that bad input is refused before anything is written."""
+    lora_ledger(run.blueprint, run.contract.space)
+    for name in ("rows", "items", "few_shot", "data_hashes"):
+        getattr(run, name)
 
 
 def _ancestors(until: str) -> set[str]:
@@ -177,13 +190,19 @@ def _inputs(run: Run, stage: Stage) -> dict[str, Any]:
 
 
 def _begin(run: Run) -> None:
-    """Refuse or clear another contract's weights, then save the resolved contract."""
+    """Refuse to go over another contract's weights, then save the resolved contract."""
     train = next(stage for stage in STAGES if stage.name == "train")
-    if run.fresh:
-        shutil.rmtree(run.folder.path / "checkpoints", ignore_errors=True)
-    else:
+    if not run.fresh:
         _guard(run, _inputs(run, train))
     write_text(run.folder.path / "contract.yaml", run.contract.to_yaml())
+
+
+def _claim_checkpoints(run: Run, inputs: dict[str, Any]) -> None:
+    """Keep the checkpoints of a training with these inputs, and of no other."""
+    started = run.folder.path / _STARTED
+    if not started.exists() or run.folder.read(_STARTED) != inputs:
+        shutil.rmtree(started.parent, ignore_errors=True)
+        run.folder.write(_STARTED, inputs)
 
 
 def _guard(run: Run, inputs: dict[str, Any]) -> None:

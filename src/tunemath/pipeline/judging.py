@@ -48,11 +48,12 @@ def check(run: Run) -> list[str]:
 
 def report(run: Run) -> list[str]:
     """Write the HTML report and the model card."""
-    from tunemath.report import model_card, render_html
+    from tunemath.report import html_report, model_card
 
     evidence = run.evidence()
-    write_text(run.folder.path / "report.html", render_html(evidence))
-    write_text(run.folder.path / "adapter" / "README.md", model_card(evidence))
+    folder = run.folder.path
+    write_text(folder / "report.html", html_report(evidence, folder, run.model.folder))
+    write_text(folder / "adapter" / "README.md", model_card(evidence))
     return ["report.html", "adapter/README.md"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ def evaluate(run: Run) -> list[str]:
     spread = np.linspace(0, len(before) - 1, min(_SHOWN, len(before))).round().astype(int)
     shown = [
         {
+            "messages": [asdict(message) for message in run.items["task"][i].prompt],
             "prompt": before[i]["prompt"],
             "reference": before[i]["reference"],
             "base": before[i]["output"],
@@ -66,7 +68,7 @@ def movement(run: Run) -> list[str]:
         base = done
         rows = row_movements(
             tuned,
-            [run.prompt_ids(item) for item in items],
+            run.prompts[name],
             [run.answer_ids(item, item.reference) for item in items],
             pad=run.tokenizer.pad_id,
             tick=lambda n, base=base: run.progress("movement", base + n, total),

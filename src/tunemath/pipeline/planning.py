@@ -100,6 +100,7 @@ def _data(run: Run) -> dict[str, Any]:
         "supervised_tokens_per_epoch": sum(sum(row.supervised) for row in rows),
         "longest_row": max(len(row.input_ids) for row in rows),
         "task_items": len(run.items["task"]),
+        "shared_system": run.shared_system,
         "retention_items": len(run.items.get("retention", ())),
     }
 
@@ -162,27 +163,30 @@ def _works(run: Run, ledger: LoraLedger) -> dict[str, Work]:
 def _answering(run: Run, with_examples: bool) -> tuple[float, float]:
     """Return FLOPs of reading the prompts and choices, and of generating the answers."""
     forward = decoding = 0.0
-    for items in run.items.values():
-        prompts = [run.prompt_ids(item, with_examples) for item in items]
-        own = _own_tokens(prompts)
+    for name, items in run.items.items():
+        own = _own_tokens(run.prompts[name])
+        if with_examples:
+            own += sum(_length(run, turn.content) for turn in run.few_shot)
         if items[0].choices is None:
-            longest = run.contract.evaluation.max_new_tokens
-            generated = len(items) * longest
+            generated = len(items) * run.contract.evaluation.max_new_tokens
             forward += forward_flops(run.blueprint, own, len(items))
             decoding += forward_flops(run.blueprint, generated, generated)
         else:
-            choice_tokens = sum(len(ids) for item in items for ids in run.choice_ids(item))
-            forward += forward_flops(run.blueprint, own + choice_tokens, choice_tokens)
+            read = sum(_length(run, choice) for item in items for choice in item.choices or ())
+            forward += forward_flops(run.blueprint, own + read, read)
     return forward, decoding
 
 
 def _teacher_forced_tokens(run: Run) -> int:
-    total = 0
-    for items in run.items.values():
-        prompts = [run.prompt_ids(item) for item in items]
-        answers = sum(len(run.answer_ids(item, item.reference)) for item in items)
-        total += _own_tokens(prompts) + answers
-    return total
+    return sum(
+        _own_tokens(run.prompts[name]) + sum(_length(run, item.reference) for item in items)
+        for name, items in run.items.items()
+    )
+
+
+def _length(run: Run, text: str) -> int:
+    """Return a text's tokens with its terminator; near enough to foretell seconds."""
+    return len(run.tokenizer.encode(text)) + 1
 
 
 def _own_tokens(prompts: Sequence[Sequence[int]]) -> int:

@@ -133,9 +133,16 @@ class Run:
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """The ids that end a generated answer: the model's own, and the one trained on."""
-        trained = self.rows.encoded[0]
-        last = max(i for i, supervised in enumerate(trained.supervised) if supervised)
-        return tuple(dict.fromkeys((*self.tokenizer.eos_ids, trained.input_ids[last])))
+        turn = [Message("user", "?")]
+        trained = encode_answer(self.template, self.tokenizer, turn, "!")[-1]
+        return tuple(dict.fromkeys((*self.tokenizer.eos_ids, trained)))
+
+    @cached_property
+    def shared_system(self) -> str | None:
+        """The system message that every training row begins with, if there is one."""
+        rows = (row.prompt if isinstance(row, Pair) else row.messages for row in self.training)
+        first = {row[0].content if row[0].role == "system" else None for row in rows}
+        return first.pop() if len(first) == 1 else None
 
     def prompt_ids(self, item: Item, with_examples: bool = False) -> tuple[int, ...]:
         """Return an item's prompt; the examples stand between its system message and its turns."""
@@ -148,6 +155,11 @@ class Run:
     def answer_ids(self, item: Item, answer: str) -> tuple[int, ...]:
         """Return an answer to an item with its terminator."""
         return encode_answer(self.template, self.tokenizer, item.prompt, answer, item.where)
+
+    @cached_property
+    def prompts(self) -> dict[str, list[tuple[int, ...]]]:
+        """The items' prompts by set, as the base and the tuned model read them."""
+        return {name: [self.prompt_ids(i) for i in items] for name, items in self.items.items()}
 
     def choice_ids(self, item: Item) -> list[tuple[int, ...]]:
         """Return the ids by which an item's choices are compared.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 from tunemath.pipeline.planning import schedule_of
 from tunemath.pipeline.run import Run
 from tunemath.space import lora_ledger
@@ -16,7 +14,6 @@ def train(run: Run) -> list[str]:
     from tunemath.runner.training import ADAPTER_FILES, TrainingJob, train_adapter
 
     schedule = schedule_of(run)
-    checkpoints = run.folder.path / "checkpoints"
     job = TrainingJob(
         contract=run.contract,
         model=run.model,
@@ -28,14 +25,12 @@ def train(run: Run) -> list[str]:
         warmup_steps=schedule["warmup_steps"],
         trainable=lora_ledger(run.blueprint, run.contract.space).trainable,
         pad=run.tokenizer.pad_id,
-        folder=checkpoints,
+        folder=run.folder.path / "checkpoints",
         adapter=run.folder.path / "adapter",
     )
     training, artefact = train_adapter(job, run.progress)
-    products = [
+    return [
         run.folder.write("training.json", training),
         run.folder.write("artefact.json", artefact),
         *(f"adapter/{name}" for name in ADAPTER_FILES),
     ]
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    return products

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunemath.errors import ModelError, RunError
-from tunemath.mask import Message, Pair, encode_prompt
+from tunemath.mask import Message, encode_prompt
 from tunemath.pipeline.run import Run
 from tunemath.storage import storage_errors
 
@@ -36,7 +36,7 @@ def ask(run: Run, prompt: str, system: str | None = None) -> dict[str, str]:
     from tunemath.runner.models import choose_device, load_adapter, load_base
 
     _need_adapter(run)
-    system = _shared_system(run) if system is None else system
+    system = run.folder.read("plan.json")["data"]["shared_system"] if system is None else system
     messages = [Message("system", system)] if system else []
     ids = encode_prompt(run.template, run.tokenizer, [*messages, Message("user", prompt)])
     tuned = load_adapter(load_base(run.model, *choose_device()), run.folder.path / "adapter")
@@ -97,10 +97,3 @@ def merge(run: Run, out: Path | None = None) -> dict[str, Any]:
 def _need_adapter(run: Run) -> None:
     if run.folder.recorded("train") is None:
         raise RunError(f"{run.folder.path} has no trained adapter yet; `tunemath run` trains it")
-
-
-def _shared_system(run: Run) -> str | None:
-    """Return the system message that every training row begins with, if there is one."""
-    first = [(row.prompt if isinstance(row, Pair) else row.messages)[0] for row in run.training]
-    systems = {message.content if message.role == "system" else None for message in first}
-    return systems.pop() if len(systems) == 1 else None

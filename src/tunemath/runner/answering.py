@@ -104,12 +104,13 @@ def score_choices(
     and each item's stem, are computed once.
     """
     prefix = SharedPrefix(model, common_prefix(stems))
+    score = _score_batch if prefix.usable else _score_whole
     scores: list[list[float]] = [[] for _ in stems]
     done = 0
     for indices in batches([len(stem) for stem in stems], batch_size):
         own = [stems[index][len(prefix.ids) :] for index in indices]
         for index, values in zip(
-            indices, _score_batch(prefix, own, [choices[i] for i in indices], pad), strict=True
+            indices, score(prefix, own, [choices[i] for i in indices], pad), strict=True
         ):
             scores[index] = values
         done += len(indices)
@@ -123,31 +124,49 @@ def _score_batch(
     choices: Sequence[Sequence[Sequence[int]]],
     pad: int,
 ) -> list[list[float]]:
+    """Score all choices of an item in one row: the stem once, and each choice behind it.
+
+    A choice's tokens take the positions right after the stem and see prefix, stem and themselves,
+    not the other choices; so each is read as if it stood there alone.
+    """
     device = prefix.model.device
-    stem = pad_right(stems, pad, device)
-    prefix.fill()
-    cache = prefix.repeated(len(stems))
-    last, column = torch.unique(stem.lengths - 1, return_inverse=True)
-    logits = prefix.forward(stem, keep=last, cache=cache)
-    first_logits = logits[torch.arange(len(stems), device=device), column].float()
+    rows, positions, branches, taken = [], [], [], []
+    for item, (stem, options) in enumerate(zip(stems, choices, strict=True)):
+        row, place, branch = list(stem), list(range(len(stem))), [0] * len(stem)
+        for number, option in enumerate(options):
+            sources = [len(stem) - 1, *range(len(row), len(row) + len(option) - 1)]
+            taken += [(item, number, s, t) for s, t in zip(sources, option, strict=True)]
+            row += option[:-1]
+            place += range(len(stem), len(stem) + len(option) - 1)
+            branch += [number + 1] * (len(option) - 1)
+        rows.append(row)
+        positions.append(place)
+        branches.append(branch)
+    batch = pad_right(rows, pad, device)
+    logits = prefix.branched(
+        batch, pad_right(positions, 0, device).ids, pad_right(branches, -1, device).ids
+    )
+    items, _, sources, targets = torch.tensor(taken, device=device).T
+    values = token_log_probs(logits[items, sources].float(), targets).tolist()
+    scores = [[0.0] * len(options) for options in choices]
+    for (item, number, _, _), value in zip(taken, values, strict=True):
+        scores[item][number] += value
+    return scores
 
-    owner = [item for item, options in enumerate(choices) for _ in options]
-    flat = [tuple(option) for options in choices for option in options]
-    rows = torch.tensor(owner, device=device)
-    targets = torch.tensor([option[0] for option in flat], device=device)
-    total = token_log_probs(first_logits[rows], targets)
 
-    longer = [index for index, option in enumerate(flat) if len(option) > 1]
-    if longer:
-        cache.batch_select_indices(rows[longer])
-        inputs = pad_right([flat[index][:-1] for index in longer], pad, device)
-        targets = pad_right([flat[index][1:] for index in longer], pad, device)
-        parents = rows[longer]
-        rest = prefix.resume(inputs, stem.lengths[parents], stem.real[parents], cache)
-        values = token_log_probs(rest.float(), targets.ids)
-        sums = torch.where(targets.real, values, 0.0).sum(dim=1)
-        total[torch.tensor(longer, device=device)] += sums
-    result: list[list[float]] = [[] for _ in stems]
-    for item, value in zip(owner, total.tolist(), strict=True):
-        result[item].append(value)
-    return result
+def _score_whole(
+    prefix: SharedPrefix,
+    stems: Sequence[Sequence[int]],
+    choices: Sequence[Sequence[Sequence[int]]],
+    pad: int,
+) -> list[list[float]]:
+    """Score each choice on its whole row, for a model whose cache can't be continued."""
+    device = prefix.model.device
+    scores = []
+    for stem, options in zip(stems, choices, strict=True):
+        batch = pad_right([[*stem, *option] for option in options], pad, device)
+        columns = torch.arange(len(stem) - 1, batch.ids.shape[1] - 1, device=device)
+        logits = prefix.forward(batch, keep=columns)
+        values = token_log_probs(logits.float(), batch.ids[:, columns + 1])
+        scores.append(torch.where(batch.real[:, columns + 1], values, 0.0).sum(dim=1).tolist())
+    return scores

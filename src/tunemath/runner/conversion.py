@@ -59,6 +59,7 @@ def _write_model(source: Path, folder: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(**names, dtype=torch.float32)
         delattr(model.config, "quantization_config")
         model.config.name_or_path = ""
+        model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

