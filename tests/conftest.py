@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tunemath.contract import FineTune
-from tunemath.pipeline import Run, advance
-
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads would only wait
+
+from tunemath.contract import FineTune
+from tunemath.pipeline import Run, advance
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
@@ -165,6 +166,17 @@ def sft_run(shared_job: Path) -> Run:
 def dpo_run(shared_job: Path) -> Run:
     """A finished DPO run. Copy its folder before changing anything in it."""
     return _finish(shared_job, *(text.format(folder=shared_job.parent) for text in DPO))
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Callable[[Run], Path]:
+    """Copy a finished run, times and all; return the folder of the copy's runs."""
+
+    def copy(run: Run) -> Path:
+        shutil.copytree(run.folder.path, tmp_path / "runs" / run.folder.path.name)
+        return tmp_path / "runs"
+
+    return copy
 
 
 def _finish(contract: Path, *overrides: str) -> Run:

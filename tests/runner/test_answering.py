@@ -6,13 +6,23 @@ import random
 
 import pytest
 import torch
-from small_models import PAD, draw, log_softmax_of
+from small_models import PAD, draw, log_softmax_of, make_llama, make_sliding
 
 from tunemath.mask import common_prefix
 from tunemath.runner.answering import generate, score_choices
 from tunemath.runner.prefix import SharedPrefix
 
 STOP = (2, 7)
+
+
+@pytest.fixture(params=[make_llama, make_sliding], ids=["llama", "sliding-window"])
+def any_model(request: pytest.FixtureRequest):
+    return request.param()
+
+
+@pytest.fixture
+def llama():
+    return make_llama()
 
 
 def make_prompts(kind: str) -> list[list[int]]:
@@ -124,8 +134,6 @@ def test_the_prefix_is_shared_where_it_may_be(llama):
 
 
 def test_a_sliding_window_cache_is_never_shared():
-    from small_models import make_sliding
-
     prefix = SharedPrefix(make_sliding(), [3, 4, 5])
     assert (prefix.usable, prefix.ids, prefix.cache) == (False, (), None)
 

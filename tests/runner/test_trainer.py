@@ -216,24 +216,24 @@ class IgnoresTheWeight(TuneTrainer):
 
 @pytest.mark.parametrize("objective", [SFT, DPO])
 def test_the_probe_finds_no_difference_between_cuts(tmp_path, objective):
-    trainer = make_trainer(tmp_path, with_adapter(make_llama()), objective)
+    trainer = make_trainer(tmp_path, with_adapter(make_llama(torch.float32)), objective)
     found = probes.micro_batch(trainer, trainer.train_dataset.examples)
     assert found["cuts"] == [8, 1]
     assert found["loss_difference"] < 1e-6
-    assert found["gradient_difference"] < 1e-6
+    assert found["gradient_difference"] < 1e-5 < found["tolerance"]
 
 
 @pytest.mark.parametrize("fault", [MeanOfMeans, IgnoresTheWeight])
 def test_the_probe_finds_a_mean_of_means(tmp_path, fault):
-    trainer = make_trainer(tmp_path, with_adapter(make_llama()), kind=fault)
+    trainer = make_trainer(tmp_path, with_adapter(make_llama(torch.float32)), kind=fault)
     found = probes.micro_batch(trainer, trainer.train_dataset.examples)
-    assert found["loss_difference"] > 0.005
-    assert found["gradient_difference"] > 0.05
+    assert found["loss_difference"] > 5 * found["tolerance"]
+    assert found["gradient_difference"] > 50 * found["tolerance"]
 
 
 def test_the_probes_leave_no_trace(tmp_path):
     witness = Witness([row_hash(*row) for row in ROWS])
-    trainer = make_trainer(tmp_path, with_adapter(make_llama()), witness=witness)
+    trainer = make_trainer(tmp_path, with_adapter(make_llama(torch.float32)), witness=witness)
     state, weights = torch.get_rng_state(), learnable(trainer.model)
     probes.micro_batch(trainer, trainer.train_dataset.examples)
     probes.first_loss(trainer, trainer.train_dataset.examples)

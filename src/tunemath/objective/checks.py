@@ -8,7 +8,6 @@ from tunemath.findings import Check, Evidence, Outcome, Status
 
 __all__ = ["CHECKS"]
 
-_SPLIT = 1e-3
 _LN2 = 1e-3
 
 
@@ -16,13 +15,13 @@ def _micro_batch(evidence: Evidence) -> Outcome:
     """One batch of unlike lengths, whole and cut into single rows, gives one loss and gradient."""
     probe = evidence["training"]["micro_batch"]
     worst = max(probe["loss_difference"], probe["gradient_difference"])
-    same = worst <= _SPLIT
+    same = worst <= probe["tolerance"]
     return Outcome(
         Status.PASS if same else Status.FAIL,
         f"relative difference: loss {probe['loss_difference']:.2g}, "
         f"gradient {probe['gradient_difference']:.2g} ({probe['rows']} rows, cut into "
         f"{probe['cuts'][0]} and {probe['cuts'][1]})",
-        f"at most {_SPLIT:g}",
+        f"at most {probe['tolerance']:g}",
         action="" if same else "the loss is a mean of means; divide sums by the global weight once",
     )
 

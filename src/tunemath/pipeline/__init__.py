@@ -79,8 +79,9 @@ _INPUTS: dict[str, Callable[[Run], Any]] = {
     "budget": lambda run: run.contract.budget.model_dump(mode="json", exclude={"save_every"}),
     "mask": lambda run: run.contract.mask.model_dump(mode="json", exclude={"train"}),
     "evaluation": lambda run: run.contract.evaluation.model_dump(
-        mode="json", exclude={"task", "retention", "weights", "retention_margin"}
+        mode="json", exclude={"task", "retention", "weights", "retention_margin", "bootstraps"}
     ),
+    "bootstraps": lambda run: run.contract.evaluation.bootstraps,
     "decision": lambda run: run.contract.evaluation.model_dump(
         mode="json", include={"weights", "retention_margin"}
     ),
@@ -115,7 +116,7 @@ STAGES: tuple[Stage, ...] = (
         "movement",
         ("train",),
         ("train",),
-        _reads("model", "codec", "items", "evaluation"),
+        _reads("model", "codec", "items", "bootstraps", "seed"),
         movement,
     ),
     Stage("spectrum", ("train",), ("train",), _reads("model", "space"), spectrum),
@@ -147,7 +148,6 @@ def advance(
                 continue
             inputs = _inputs(run, stage)
             done = run.folder.holds(stage.name, inputs)
-            done = done and not (run.fresh and stage.name == "train")
             if started is not None:
                 started(stage.name, done)
             if not done:
@@ -217,7 +217,7 @@ def _guard(run: Run, inputs: dict[str, Any]) -> None:
         return
     changed = differences(before, inputs)
     if changed or broken:
-        reason = "; ".join(changed) if changed else f"{', '.join(broken)} changed after training"
+        reason = "; ".join(changed) if changed else f"{', '.join(broken)} missing or changed since"
         raise RunError(
             f"{run.folder.path} holds weights trained under another contract ({reason}); "
             "train over them with --fresh, or keep both with --set name=OTHER"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunemath.runner.models import choose_device, load_adapter, load_base
-from tunemath.runner.probes import TOLERANCE, answer_logits, difference
+from tunemath.runner.probes import answer_logits, difference, logit_tolerance
 from tunemath.runner.quiet import quiet_libraries
 from tunemath.runner.resolve import ResolvedModel
 from tunemath.runner.trainer import Row
@@ -22,9 +22,9 @@ def write_merged(
     """Merge, save as safetensors, read back, and return how far any logit is from the adapter's."""
     device, dtype = choose_device()
     tuned = load_adapter(load_base(model, device, dtype), adapter)
-    reference = answer_logits(tuned, rows, pad)
+    reference, tolerance = answer_logits(tuned, rows, pad), logit_tolerance(tuned)
     with quiet_libraries():
         tuned.merge_and_unload().save_pretrained(folder, safe_serialization=True)
     again = load_base(replace(model, folder=folder), device, dtype)
     found = difference(reference, answer_logits(again, rows, pad))
-    return {**found, "positions": len(reference), "tolerance": TOLERANCE}
+    return {**found, "positions": len(reference), "tolerance": tolerance}

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -23,18 +23,25 @@ if TYPE_CHECKING:
     from tunemath.runner.training import TrainingJob
 
 __all__ = [
-    "TOLERANCE",
     "answer_logits",
     "artefact",
     "compare_tensors",
     "difference",
     "first_loss",
     "identity",
+    "logit_tolerance",
     "micro_batch",
     "tensor_hashes",
 ]
 
-TOLERANCE = 1e-3
+_LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
+_SPLIT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+"""Rounding alone: bfloat16 keeps 8 bits, and logits are of order 10."""
+
+
+def logit_tolerance(model: Any) -> float:
+    """Return by how much any logit of two equal models may differ in the model's precision."""
+    return _LOGIT_TOLERANCE[model.dtype]
 
 
 def tensor_hashes(model: nn.Module) -> dict[str, tuple[bool, str]]:
@@ -104,6 +111,7 @@ def micro_batch(trainer: TuneTrainer, examples: Sequence[tuple[Row, ...]]) -> di
     return {
         "rows": len(examples),
         "cuts": [len(examples), 1],
+        "tolerance": _SPLIT_TOLERANCE[cast(Any, trainer.model).dtype],
         "loss_difference": abs(cut_loss - loss) / max(abs(loss), 1e-12),
         "gradient_difference": float(
             (cut_gradient - gradient).norm() / gradient.norm().clamp(min=1e-12)
@@ -159,7 +167,7 @@ def artefact(live: Any, job: TrainingJob, rows: Sequence[Row]) -> dict[str, Any]
     reference = answer_logits(live, rows, job.pad)
     device, dtype = live.device, live.dtype
     reloaded = load_adapter(load_base(job.model, device, dtype), job.adapter)
-    result: dict[str, Any] = {"positions": len(reference), "tolerance": TOLERANCE}
+    result: dict[str, Any] = {"positions": len(reference), "tolerance": logit_tolerance(live)}
     result["adapter_vs_reloaded"] = difference(reference, answer_logits(reloaded, rows, job.pad))
     with quiet_libraries():
         merged = reloaded.merge_and_unload()

@@ -1,0 +1,209 @@
+"""SIGKILL at any point, then the same command: the numbers are those of a run left alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dying import FRESH
+
+from tunemath.contract import FineTune
+from tunemath.pipeline import Run, advance
+from tunemath.runner.checkpoints import latest_checkpoint
+
+Killer = Callable[[Path, Path, str, list[str]], int]
+
+
+@pytest.fixture(scope="module")
+def kill_at() -> Iterator[Killer]:
+    """Start a run that dies at a point; return the signal that it died of."""
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", str(Path(__file__).with_name("dying.py"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+
+        def kill(contract: Path, runs: Path, point: str, overrides: list[str]) -> int:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(json.dumps([str(contract), str(runs), overrides, point]) + "\n")
+            process.stdin.flush()
+            return int(process.stdout.readline())
+
+        yield kill
+        process.kill()
+
+
+def numbers(folder: Path) -> dict[str, Any]:
+    """Everything that a run found out, without seconds and without the story of its resuming."""
+    found: dict[str, Any] = {}
+    for name in ("training", "artefact", "baselines", "evaluation", "movement"):
+        found[name] = json.loads((folder / f"{name}.json").read_text("utf-8"))
+    for name in ("scorecard", "checklist", "mask"):
+        found[name] = json.loads((folder / f"{name}.json").read_text("utf-8"))
+    for path in sorted((folder / "items").iterdir()):
+        found[path.name] = path.read_text("utf-8")
+    adapter = folder / "adapter/adapter_model.safetensors"
+    found["adapter"] = hashlib.sha256(adapter.read_bytes()).hexdigest()
+    for key in ("seconds", "resumed_at"):
+        del found["training"][key]
+    return found
+
+
+def resume(
+    contract: Path, runs: Path, *overrides: str, fresh: bool = False
+) -> tuple[list[int], list[str]]:
+    """Run the same contract again; return where training took up, and the stages that ran."""
+    ran: list[str] = []
+    evidence = advance(
+        Run(FineTune.load(contract, overrides), runs, fresh=fresh),
+        "check",
+        started=lambda stage, skipped: None if skipped else ran.append(stage),
+    )
+    return evidence["training"]["resumed_at"], ran
+
+
+def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert found["training"]["log"] == expected["training"]["log"]
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == value, name
+
+
+POINTS = [
+    ("sealed 1", [3], "train"),
+    ("unsealed 1", [], "train"),
+    ("unsealed 3", [6], "train"),
+    ("probing", [18], "train"),
+    ("after base.task.jsonl", [], "baselines"),
+    ("before baselines.json", [], "baselines"),
+    ("before evaluation.json", [], "evaluate"),
+    ("before checklist.json", [], "check"),
+    ("renaming manifest.json", [18], "train"),  # train is the fourth stage
+]
+
+
+@pytest.mark.parametrize(("point", "resumed_at", "stage"), POINTS)
+def test_a_killed_run_ends_with_the_same_numbers(
+    kill_at, sft_run, shared_job, tmp_path, point, resumed_at, stage
+):
+    assert kill_at(shared_job, tmp_path, point, []) == signal.SIGKILL
+    found, ran = resume(shared_job, tmp_path)
+    assert ran[0] == stage  # what was finished is not repeated
+    assert found == resumed_at
+    assert_same(numbers(tmp_path / "tiny"), numbers(sft_run.folder.path))
+    assert not (tmp_path / "tiny/checkpoints").exists()
+
+
+def test_a_run_killed_twice_tells_both(kill_at, sft_run, shared_job, tmp_path):
+    assert kill_at(shared_job, tmp_path, "sealed 1", []) == signal.SIGKILL
+    assert kill_at(shared_job, tmp_path, "sealed 2", []) == signal.SIGKILL
+    assert resume(shared_job, tmp_path)[0] == [3, 9]
+    assert_same(numbers(tmp_path / "tiny"), numbers(sft_run.folder.path))
+
+
+@pytest.mark.parametrize(("point", "resumed_at"), [("sealed 2", [6]), ("unsealed 2", [3])])
+def test_a_killed_dpo_run_ends_with_the_same_numbers(
+    kill_at, dpo_run, shared_job, tmp_path, point, resumed_at
+):
+    folder = shared_job.parent
+    overrides = [
+        "name=tiny-dpo",
+        "objective.kind=dpo",
+        f"mask.train={folder / 'pairs.jsonl'}",
+        f"evaluation.task={folder / 'held.jsonl'}",
+    ]
+    assert kill_at(shared_job, tmp_path, point, overrides) == signal.SIGKILL
+    assert resume(shared_job, tmp_path, *overrides)[0] == resumed_at
+    assert_same(numbers(tmp_path / "tiny-dpo"), numbers(dpo_run.folder.path))
+
+
+def test_dropout_continues_as_it_would_have(kill_at, shared_job, tmp_path):
+    """The state of the random generator is part of a checkpoint."""
+    overrides = ["space.dropout=0.2"]
+    assert kill_at(shared_job, tmp_path / "killed", "sealed 2", overrides) == signal.SIGKILL
+    assert resume(shared_job, tmp_path / "killed", *overrides)[0] == [6]
+    assert resume(shared_job, tmp_path / "alone", *overrides)[0] == []
+    assert_same(numbers(tmp_path / "killed/tiny"), numbers(tmp_path / "alone/tiny"))
+
+
+def cut_in_half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "complete.json"])
+def test_a_torn_checkpoint_is_not_resumed_from(kill_at, sft_run, shared_job, tmp_path, name):
+    assert kill_at(shared_job, tmp_path, "sealed 2", []) == signal.SIGKILL
+    checkpoints = tmp_path / "tiny/checkpoints"
+    cut_in_half(checkpoints / "checkpoint-6" / name)
+    assert latest_checkpoint(checkpoints) is None
+    assert not (checkpoints / "checkpoint-6").exists()
+    assert resume(shared_job, tmp_path)[0] == []
+    assert_same(numbers(tmp_path / "tiny"), numbers(sft_run.folder.path))
+
+
+def test_a_started_training_is_not_continued_under_another_contract(kill_at, shared_job, tmp_path):
+    from tunemath.errors import RunError
+
+    assert kill_at(shared_job, tmp_path, "sealed 1", []) == signal.SIGKILL
+    with pytest.raises(RunError, match=r"budget\.learning_rate 0\.02 → 0\.01"):
+        resume(shared_job, tmp_path, "budget.learning_rate=0.01")
+    assert (tmp_path / "tiny/checkpoints/checkpoint-3/complete.json").exists()
+
+
+def test_training_anew_is_resumed_too(kill_at, sft_run, shared_job, tmp_path):
+    """`--fresh` gives up other weights, never its own checkpoints."""
+    other = ["budget.learning_rate=0.01", "budget.epochs=1"]
+    advance(Run(FineTune.load(shared_job, other), tmp_path), "train")
+    assert kill_at(shared_job, tmp_path, "sealed 2", [FRESH]) == signal.SIGKILL
+    assert resume(shared_job, tmp_path, fresh=True)[0] == [6]
+    assert_same(numbers(tmp_path / "tiny"), numbers(sft_run.folder.path))
+
+
+def test_checkpoints_of_nobody_knows_what_are_not_resumed_from(
+    kill_at, sft_run, shared_job, tmp_path
+):
+    """As when a process dies while it deletes old checkpoints, their inputs first."""
+    wider = "space.rank=8"
+    assert kill_at(shared_job, tmp_path, "sealed 1", [wider]) == signal.SIGKILL
+    (tmp_path / "tiny/checkpoints/inputs.json").unlink()
+    assert resume(shared_job, tmp_path)[0] == []
+    assert_same(numbers(tmp_path / "tiny"), numbers(sft_run.folder.path))
+
+
+@pytest.mark.slow
+def test_the_command_killed_from_outside(sft_run, shared_job, tmp_path):
+    """`tunemath run`, SIGKILL from another process once a checkpoint is sealed, and again."""
+    command = [
+        sys.executable,
+        "-c",
+        "from tunemath.cli import main; main()",
+        "run",
+        str(shared_job),
+        "--runs",
+        str(tmp_path),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("tiny/checkpoints/checkpoint-*/complete.json")):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    finished = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert json.loads(finished.stdout)["verdict"] == "PASS"
+    training = json.loads((tmp_path / "tiny/training.json").read_text())
+    assert training["resumed_at"]
+    assert_same(numbers(tmp_path / "tiny"), numbers(sft_run.folder.path))
