@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 __all__ = ["Work", "seconds_of"]
 
-# Shares of the measured matrix-product rate that each kind of work reaches on a CPU; from
-# `python benchmarks/rates.py`, which prints measured seconds beside floating-point operations.
+# Shares of the measured matrix-product rate that each kind of work reaches on a CPU, fitted to
+# `python benchmarks/stages.py`, which prints predicted seconds beside measured ones.
 _FORWARD = 0.80
-_TRAINING = 0.70
+_TRAINING = 0.47
 _DECODING = 0.30
 _LOAD_SECONDS = 1.5
 _HASH_BYTES_PER_SECOND = 1.0e9
@@ -38,7 +38,7 @@ def seconds_of(work: Work, gflops: float) -> float:
     """Return the predicted seconds of ``work`` on a machine with ``gflops`` GFLOP/s.
 
     Example:
-        >>> round(seconds_of(Work(training=7e12), gflops=100.0), 1)
+        >>> round(seconds_of(Work(training=4.7e12), gflops=100.0), 1)
         100.0
     """
     rate = gflops * 1e9
