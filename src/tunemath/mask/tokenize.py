@@ -35,6 +35,7 @@ class Tokenizer:
     bos_id: int | None
     sha256: str
 
+    @functools.lru_cache(maxsize=4096)  # noqa: B019 (a run has one tokenizer)
     def encode(self, text: str) -> tuple[int, ...]:
         """Return the ids of ``text``; special tokens written in it become their ids."""
         return tuple(self.backend.encode(text, add_special_tokens=False).ids)

@@ -24,6 +24,7 @@ from tunemath.space import LoraLedger, lora_ledger
 __all__ = ["plan", "schedule_of"]
 
 _ALPHA, _POWER = 0.05, 0.8
+_RATE_SECONDS = 0.08
 
 
 def plan(run: Run) -> list[str]:
@@ -32,7 +33,7 @@ def plan(run: Run) -> list[str]:
     schedule = schedule_of(run)
     data = _data(run)
     works = _works(run, ledger)
-    rate = measured_gflops()
+    rate = measured_gflops(_RATE_SECONDS)
     seconds = {stage: round(seconds_of(work, rate), 1) for stage, work in works.items()}
     blueprint = run.blueprint
     product = {
