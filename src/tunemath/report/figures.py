@@ -236,7 +236,7 @@ def position_figure(movement: Mapping[str, Any] | None) -> Figure | None:
         axes.set_xlabel("Position in the answer (0 is the first token)")
         axes.set_title("KL(tuned ‖ base), nats", loc="left", fontsize=9, color=INK)
         axes.locator_params(axis="x", integer=True)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * max(kl.max() for _, kl, _ in lines.values()) or 1.0)
         axes.legend()
 
     parts = []
