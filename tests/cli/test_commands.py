@@ -10,8 +10,9 @@ import jsonschema
 import pytest
 
 from tunemath import __version__
-from tunemath.cli import main
+from tunemath.cli import main, stages
 from tunemath.contract import FineTune
+from tunemath.mask import MASK_VIOLATIONS
 from tunemath.pipeline import STAGES
 
 COMMANDS = ("init", "schema", "run", *(stage.name for stage in STAGES), "try", "merge")
@@ -239,3 +240,12 @@ def test_a_run_that_is_not_there(call, runs, command):
     assert (code, out) == (2, "")
     assert "no run at nope" in err
     assert "runs there: tiny" in err
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [("answer_text_differs", 1), ("terminator_not_supervised", 1), ("undeclared_text", 0)],
+)
+def test_mask_fails_for_a_wrong_mask_and_not_for_advice(kind, code):
+    counts = dict.fromkeys((*MASK_VIOLATIONS, "undeclared_text"), 0) | {kind: 3}
+    assert stages._exit_code("mask", {"mask": {"violations": counts}}) == code

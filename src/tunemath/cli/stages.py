@@ -18,6 +18,7 @@ from tunemath.cli.options import (
     open_run,
     print_json,
 )
+from tunemath.mask import MASK_VIOLATIONS
 from tunemath.pipeline import Run, advance
 
 __all__ = ["register"]
@@ -142,7 +143,7 @@ def _exit_code(stage: str, evidence: dict[str, Any]) -> int:
     if stage == "check":
         return evidence["checklist"]["exit_code"]
     if stage == "mask":
-        return int(any(evidence["mask"]["violations"].values()))
+        return int(any(evidence["mask"]["violations"][kind] for kind in MASK_VIOLATIONS))
     return 0
 
 

@@ -10,7 +10,7 @@ from tunemath.mask.align import (
     encode_prompt,
     encode_rows,
 )
-from tunemath.mask.certificate import certify, row_hash, rows_hash
+from tunemath.mask.certificate import MASK_VIOLATIONS, certify, row_hash, rows_hash
 from tunemath.mask.prefix import common_prefix
 from tunemath.mask.record import DataMask
 from tunemath.mask.rows import Example, Item, Message, Pair, read_rows
@@ -19,6 +19,7 @@ from tunemath.mask.tokenize import Tokenizer, load_tokenizer
 from tunemath.mask.view import sample_rows
 
 __all__ = [
+    "MASK_VIOLATIONS",
     "DataMask",
     "Encoded",
     "Example",
