@@ -27,6 +27,10 @@ def test_the_public_names_are_pinned():
         "advance",
         "dpo_loss",
         "kl_divergence",
+        "linear_cross_entropy",
+        "linear_entropy",
+        "linear_kl",
+        "linear_token_log_probs",
         "lora_delta",
         "lora_parameter_count",
         "low_rank",
@@ -46,8 +50,8 @@ def test_an_unknown_name_is_an_attribute_error():
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
-        ("masked_mean", "(values, mask)"),
-        ("kl_divergence", "(p, q)"),
+        ("masked_mean", "(values, mask, weights=None)"),
+        ("kl_divergence", "(p, q, *, log=False)"),
         ("lora_parameter_count", "(d_in, d_out, rank)"),
         ("lora_delta", "(A, B, scale=1.0)"),
         ("low_rank", "(matrix, rank)"),
@@ -55,7 +59,8 @@ def test_an_unknown_name_is_an_attribute_error():
         ("prefix_parameter_count", "(layers, prefix_length, kv_heads, head_dim)"),
         (
             "dpo_loss",
-            "(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta=0.1)",
+            "(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta=0.1, *, "
+            "label_smoothing=0.0, divergence='reverse_kl', alpha=None)",
         ),
     ],
 )

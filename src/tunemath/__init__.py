@@ -1,7 +1,8 @@
 """A fine-tune is five choices: update space, objective, data mask, optimizer budget, evaluation.
 
 tunemath computes exactly what they imply, runs them, and proves what was trained. The names below
-are loaded when first used; importing this package imports neither torch nor NumPy.
+are loaded when first used; importing this package imports neither torch nor NumPy. The ``linear_``
+functions need torch: ``pip install tunemath[train]``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
     from tunemath.errors import TunemathError
     from tunemath.evaluation import Scorecard
     from tunemath.objective import dpo_loss, kl_divergence, masked_mean
+    from tunemath.objective.fused import (
+        linear_cross_entropy,
+        linear_entropy,
+        linear_kl,
+        linear_token_log_probs,
+    )
     from tunemath.pipeline import Run, advance
     from tunemath.space import (
         adapter_parameter_count,
@@ -36,6 +43,10 @@ __all__ = [
     "advance",
     "dpo_loss",
     "kl_divergence",
+    "linear_cross_entropy",
+    "linear_entropy",
+    "linear_kl",
+    "linear_token_log_probs",
     "lora_delta",
     "lora_parameter_count",
     "low_rank",
@@ -54,6 +65,10 @@ _HOMES = {
     "advance": "pipeline",
     "dpo_loss": "objective",
     "kl_divergence": "objective",
+    "linear_cross_entropy": "objective.fused",
+    "linear_entropy": "objective.fused",
+    "linear_kl": "objective.fused",
+    "linear_token_log_probs": "objective.fused",
     "lora_delta": "space",
     "lora_parameter_count": "space",
     "low_rank": "space",

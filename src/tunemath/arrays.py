@@ -4,12 +4,17 @@ A formula is written once against the Python array API standard. Its arguments m
 arrays, torch tensors (gradients flow), or arrays of any library of the standard; Python numbers
 and lists become float64 NumPy arrays, or arrays of the other arguments' library.
 
-Integers become float64. 16-bit floats become float32, in which the formulas are accurate.
+Integers become float64 (float32 under JAX without x64). 16-bit floats become float32, in which
+the formulas are accurate.
+
+Checks that look at values are left out while a compiler or vmap traces (`known`): there are no
+values to look at then.
 """
 
 from __future__ import annotations
 
 import operator
+import sys
 from typing import Any
 
 import array_api_compat
@@ -17,7 +22,18 @@ import numpy as np
 
 from tunemath.errors import MaskError, ShapeError
 
-__all__ = ["boolean", "integer", "number", "numeric", "plain", "positive", "same_shape"]
+__all__ = [
+    "boolean",
+    "constant",
+    "count_dtype",
+    "integer",
+    "known",
+    "number",
+    "numeric",
+    "plain",
+    "positive",
+    "same_shape",
+]
 
 
 def numeric(*values: Any) -> tuple[Any, ...]:
@@ -36,7 +52,7 @@ def boolean(xp: Any, mask: Any, like: Any) -> Any:
     array = _array(xp, mask, like)
     if xp.isdtype(array.dtype, "bool"):
         return array
-    if not bool(xp.all((array == 0) | (array == 1))):
+    if known(~xp.all((array == 0) | (array == 1))):
         raise MaskError(
             f"a mask of dtype {array.dtype} holds values other than 0 and 1; give booleans or 0/1 "
             "(labels become a mask by labels != -100)"
@@ -45,11 +61,44 @@ def boolean(xp: Any, mask: Any, like: Any) -> Any:
 
 
 def integer(xp: Any, indices: Any, like: Any) -> Any:
-    """Return indices as an int64 array of the library of ``like``."""
+    """Return indices as int64 (int32 under JAX without x64) in the library of ``like``."""
     array = _array(xp, indices, like)
     if not xp.isdtype(array.dtype, "integral"):
         raise ShapeError(f"indices have dtype {array.dtype}; expected integers such as token ids")
-    return xp.astype(array, xp.int64, copy=False)
+    return xp.astype(array, count_dtype(xp), copy=False)
+
+
+def count_dtype(xp: Any) -> Any:
+    """Return the widest integer dtype that the library has switched on."""
+    return xp.result_type(int) if array_api_compat.is_jax_namespace(xp) else xp.int64
+
+
+def known(condition: Any) -> bool | None:
+    """Return a 0-d condition as a bool, or None where its value can't be looked at.
+
+    That is so inside ``jax.jit``, ``jax.vmap``, ``torch.func.vmap`` and ``torch.compile``.
+
+    >>> known(True), known(np.asarray(1.0) > 2)
+    (True, False)
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.compiler.is_compiling():
+        return None
+    try:
+        return bool(condition)
+    except (TypeError, RuntimeError):  # JAX raises the first for a tracer, torch's vmap the second
+        return None
+
+
+def constant(array: Any) -> Any:
+    """Return the array cut off from any gradient.
+
+    >>> constant(np.asarray([1.0])).tolist()
+    [1.0]
+    """
+    if array_api_compat.is_jax_array(array):
+        return sys.modules["jax"].lax.stop_gradient(array)
+    return array.detach() if array_api_compat.is_torch_array(array) else array
 
 
 def number(array: Any) -> float:
@@ -97,6 +146,11 @@ def _is_array(value: Any) -> bool:
 def _array(xp: Any, value: Any, like: Any) -> Any:
     """Return ``value`` as an array on the device of ``like``."""
     if _is_array(value):
+        if like is not None and isinstance(value, np.ndarray) != isinstance(like, np.ndarray):
+            raise TypeError(
+                f"{type(value).__name__} beside {type(like).__name__}; expected arrays of one "
+                "library (lists go with any)"
+            )
         return value
     try:
         array = np.asarray(value)
@@ -113,5 +167,6 @@ def _array(xp: Any, value: Any, like: Any) -> Any:
 
 def _floating(xp: Any, array: Any) -> Any:
     if not xp.isdtype(array.dtype, "real floating"):
-        return xp.astype(array, xp.float64)
+        jax = array_api_compat.is_jax_namespace(xp)
+        return xp.astype(array, xp.result_type(float) if jax else xp.float64)
     return xp.astype(array, xp.float32) if xp.finfo(array.dtype).bits < 32 else array

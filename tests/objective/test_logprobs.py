@@ -2,13 +2,29 @@ from __future__ import annotations
 
 import math
 
-import array_api_strict as strict
+import jax
 import numpy as np
 import pytest
+import scipy.special
+import scipy.stats
 import torch
+from libraries import LIBRARIES, same
 
 from tunemath.errors import MaskError, ShapeError
-from tunemath.objective import cross_entropy, sequence_log_prob, token_log_probs
+from tunemath.objective import (
+    adjusted_logits,
+    bits_per_byte,
+    cross_entropy,
+    entropy,
+    log_normaliser,
+    log_sum_square_probs,
+    mean_log_prob,
+    perplexity,
+    sequence_log_prob,
+    token_log_probs,
+)
+
+every_library = pytest.mark.parametrize("make", LIBRARIES.values(), ids=LIBRARIES)
 
 LOGITS = np.random.default_rng(0).normal(size=(2, 3, 5)) * 4
 TARGETS = np.array([[0, 4, 2], [1, 1, 3]])
@@ -22,10 +38,155 @@ def naive(logits, targets):
     return result
 
 
-@pytest.mark.parametrize("make", [np.asarray, torch.tensor, strict.asarray])
+@every_library
 def test_every_library_gives_the_naive_loop(make):
     got = token_log_probs(make(LOGITS), make(TARGETS))
+    np.testing.assert_allclose(same(got), naive(LOGITS, TARGETS), rtol=1e-13)
+
+
+@every_library
+def test_what_is_read_off_the_distribution(make):
+    p = scipy.special.softmax(LOGITS, axis=-1)
+    z = make(LOGITS)
+    np.testing.assert_allclose(same(entropy(z)), scipy.stats.entropy(p, axis=-1), rtol=1e-13)
+    np.testing.assert_allclose(same(log_normaliser(z)), scipy.special.logsumexp(LOGITS, axis=-1))
+    np.testing.assert_allclose(same(log_sum_square_probs(z)), np.log((p**2).sum(-1)), rtol=1e-12)
+
+
+@every_library
+def test_length_normalised_is_the_loop(make):
+    values = -np.arange(6.0).reshape(2, 3)
+    mask = np.array([[True, False, True], [False, True, False]])
+    got = mean_log_prob(make(values), make(mask))
+    np.testing.assert_allclose(same(got), [(0.0 - 2.0) / 2, -4.0])
+    np.testing.assert_allclose(same(sequence_log_prob(make(values), make(mask))), [-2.0, -4.0])
+
+
+@every_library
+def test_adjusted_logits_are_the_formula(make):
+    got = adjusted_logits(make(LOGITS), scale=0.5, soft_cap=3.0, temperature=2.0)
+    expected = [3.0 * math.tanh(0.5 * z / 3.0) / 2.0 for z in LOGITS.ravel()]
+    np.testing.assert_allclose(same(got).ravel(), expected, rtol=1e-13)
+    plain = adjusted_logits(make(LOGITS), scale=0.5, temperature=2.0)
+    np.testing.assert_allclose(same(plain), LOGITS / 4, rtol=1e-15)
+
+
+def test_adjusted_logits_limits():
+    # A cap far above the logits changes nothing; one below them bounds them; −∞ stays.
+    np.testing.assert_allclose(adjusted_logits(LOGITS, soft_cap=1e6), LOGITS, rtol=1e-9)
+    assert adjusted_logits([1e4, -1e4, -math.inf], soft_cap=30.0).tolist() == [30, -30, -math.inf]
+    z = torch.tensor([1.0, -math.inf], dtype=torch.float64, requires_grad=True)
+    adjusted_logits(z, soft_cap=2.0)[0].backward()
+    assert z.grad is not None
+    assert z.grad.tolist() == pytest.approx([1 - math.tanh(0.5) ** 2, 0.0])
+
+
+@pytest.mark.parametrize("option", ["scale", "soft_cap", "temperature"])
+@pytest.mark.parametrize("value", [0.0, -1.0, math.inf, math.nan])
+def test_an_adjustment_without_meaning_is_refused(option, value):
+    with pytest.raises(ValueError, match=f"{option} is {value}; expected a number above 0"):
+        adjusted_logits(LOGITS, **{option: value})
+
+
+def test_entropy_equals_torch_in_value_and_gradient():
+    z = torch.tensor(LOGITS, requires_grad=True)
+    ours, theirs = entropy(z), torch.distributions.Categorical(logits=z).entropy()
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours.sum(), z), torch.autograd.grad(theirs.sum(), z)
+    )
+
+
+def test_entropy_of_peaked_and_impossible_tokens():
+    assert entropy([0.0, -1e4, -math.inf]) == 0.0
+    assert entropy([1e4, 1e4, -math.inf]) == pytest.approx(math.log(2), rel=1e-15)
+    q = math.exp(-20.0)
+    exact = math.log1p(q) + 20.0 * q / (1 + q)
+    assert float(entropy(np.float32([0.0, -20.0]))) == pytest.approx(exact, rel=1e-6)
+    z = torch.tensor([0.0, 3.0, -math.inf], dtype=torch.float64, requires_grad=True)
+    entropy(z).backward()
+    assert z.grad is not None
+    assert torch.isfinite(z.grad).all()
+
+
+@pytest.mark.parametrize("size", [2, 7, 1000])
+def test_entropy_of_equals_is_log_v(size):
+    assert entropy(np.full(size, 5.0)) == pytest.approx(math.log(size), rel=1e-14)
+    assert log_sum_square_probs(np.full(size, 5.0)) == pytest.approx(-math.log(size), rel=1e-14)
+
+
+def test_jensen_orders_the_two_entropies():
+    z = np.random.default_rng(3).normal(size=(50, 20)) * 3
+    assert np.all(-log_sum_square_probs(z) <= entropy(z) + 1e-12)
+
+
+def test_a_nearly_certain_token_keeps_its_digits_in_float32():
+    z = np.float32([0.0, -18.0, -19.0])
+    exact = -math.log1p(math.exp(-18.0) + math.exp(-19.0))
+    assert float(token_log_probs(z, 0)) == pytest.approx(exact, rel=1e-6, abs=0)
+    # What the difference of two rounded numbers leaves of it:
+    assert float(torch.log_softmax(torch.tensor(z), -1)[0]) != pytest.approx(exact, rel=0.1, abs=0)
+
+
+def test_perplexity_and_bits():
+    nats = np.array([1.0, 2.0, 0.5])
+    assert perplexity(nats.mean()) == pytest.approx(math.exp(3.5 / 3), rel=1e-15)
+    assert bits_per_byte(nats.sum(), 7) == pytest.approx(3.5 / 7 / math.log(2), rel=1e-15)
+    # A uniform model over 256 byte values needs 8 bits a byte.
+    assert bits_per_byte(100 * math.log(256), 100) == pytest.approx(8.0, rel=1e-15)
+    with pytest.raises(ValueError, match="expected the number of bytes"):
+        bits_per_byte(1.0, 0)
+
+
+def test_a_row_in_which_nothing_is_possible_raises():
+    row = [[0.0, 1.0], [-math.inf, -math.inf]]
+    for function in (entropy, log_normaliser, log_sum_square_probs):
+        with pytest.raises(ValueError, match=r"1 of 2 row\(s\) of logits hold nothing but −inf"):
+            function(row)
+        with pytest.raises(ShapeError, match="the last axis"):
+            function(0.5)
+
+
+PER_ROW = {
+    "token_log_probs": lambda z: token_log_probs(z, TARGETS[0].tolist()),
+    "entropy": entropy,
+    "log_normaliser": log_normaliser,
+    "log_sum_square_probs": log_sum_square_probs,
+    "adjusted_logits": lambda z: adjusted_logits(z, soft_cap=5.0, scale=0.3),
+    "sequence_log_prob": lambda z: sequence_log_prob(z, [[1, 0, 1, 0, 1]] * 3),
+    "mean_log_prob": lambda z: mean_log_prob(z, [[1, 0, 1, 0, 1]] * 3),
+    "perplexity": lambda z: perplexity(z * 0.1),
+}
+
+
+@pytest.mark.parametrize("function", PER_ROW.values(), ids=PER_ROW)
+def test_gradients_are_finite_differences_and_the_same_in_jax(function):
+    z = torch.tensor(LOGITS[0], requires_grad=True)
+    assert torch.autograd.gradcheck(function, (z,))
+    (expected,) = torch.autograd.grad(function(z).sum(), z)
+    gradient = jax.jit(jax.grad(lambda a: function(a).sum()))(jax.numpy.asarray(LOGITS[0]))
+    np.testing.assert_allclose(np.asarray(gradient), expected, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(torch.func.grad(lambda a: function(a).sum())(z.detach()), expected)
+
+
+@pytest.mark.parametrize("size", [1e4, -1e4])
+@pytest.mark.parametrize("name", ["token_log_probs", "entropy", "log_normaliser"])
+def test_extreme_logits_have_finite_values_and_gradients(name, size):
+    z = torch.tensor([[size, 0.0, 1.0, -size, 2.0]] * 3, requires_grad=True)
+    value = PER_ROW[name](z)
+    (gradient,) = torch.autograd.grad(value.sum(), z)
+    assert torch.isfinite(value).all()
+    assert torch.isfinite(gradient).all()
+
+
+def test_masks_and_targets_may_be_traced():
+    mask = jax.numpy.asarray([[True, False, True]])
+    values = jax.numpy.asarray([[1.0, 2.0, 3.0]])
+    assert jax.jit(sequence_log_prob)(values, mask).tolist() == [4.0]
+    got = jax.jit(token_log_probs)(jax.numpy.asarray(LOGITS), jax.numpy.asarray(TARGETS))
     np.testing.assert_allclose(np.asarray(got), naive(LOGITS, TARGETS), rtol=1e-13)
+    rows = torch.func.vmap(token_log_probs)(torch.tensor(LOGITS), torch.tensor(TARGETS))
+    np.testing.assert_allclose(rows, naive(LOGITS, TARGETS), rtol=1e-13)
 
 
 def test_lists_and_one_position():

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
-import array_api_strict as strict
+import jax
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from libraries import LIBRARIES
 
 from tunemath.errors import MaskError, ShapeError
-from tunemath.objective import masked_mean, masked_sum, pooled_mean
+from tunemath.objective import masked_mean, masked_sum, pooled_mean, sequence_sum
 
 
 def naive_mean(values, mask):
@@ -20,7 +21,10 @@ def naive_mean(values, mask):
     return total / count
 
 
-@pytest.mark.parametrize("make", [list, np.array, torch.tensor, strict.asarray])
+every_library = pytest.mark.parametrize("make", [list, *LIBRARIES.values()])
+
+
+@every_library
 def test_mean_of_every_library_is_the_naive_loop(make):
     values, mask = [0.1, 0.2, 1.0, 0.8], [False, True, True, False]
     assert float(masked_mean(make(values), make(mask))) == pytest.approx(naive_mean(values, mask))
@@ -94,3 +98,83 @@ def test_gradient():
     mask = torch.tensor([[True, False], [True, True]])
     values = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda v: masked_mean(v, mask), (values,))
+
+
+@every_library
+def test_weights_are_the_loop(make):
+    values, mask, weights = [0.1, 0.2, 1.0, 0.8], [1, 1, 0, 1], [1.0, 0.5, 9.0, 2.0]
+    total, weight = masked_sum(make(values), make(mask), make(weights))
+    assert float(total) == pytest.approx(0.1 + 0.1 + 1.6)
+    assert float(weight) == pytest.approx(3.5)
+    assert float(masked_mean(make(values), make(mask), make(weights))) == pytest.approx(1.8 / 3.5)
+
+
+@every_library
+def test_each_sequence_counts_once(make):
+    values, mask = [[1.0, 3.0, 9.0], [5.0, 9.0, 1.0]], [[1, 1, 0], [1, 0, 0]]
+    total, weight = sequence_sum(make(values), make(mask))
+    assert (float(total), int(weight)) == (2.0 + 5.0, 2)
+    total, _ = sequence_sum(make(values), make(mask), make([[3.0, 1.0, 0.0], [2.0, 0.0, 0.0]]))
+    assert float(total) == pytest.approx(6.0 / 4 + 5.0)
+
+
+def test_equal_weights_are_no_weights():
+    rng = np.random.default_rng(1)
+    values, mask = rng.normal(size=(4, 5)), rng.random((4, 5)) < 0.7
+    mask[:, 0] = True
+    same = np.full((4, 5), 0.3)
+    assert masked_mean(values, mask, same) == pytest.approx(masked_mean(values, mask), rel=1e-14)
+    one, other = sequence_sum(values, mask, same), sequence_sum(values, mask)
+    assert one[0] == pytest.approx(other[0], rel=1e-14)
+
+
+def test_sequences_of_one_length_make_both_reductions_equal():
+    values = np.random.default_rng(2).normal(size=(3, 4))
+    mask = np.array([[1, 1, 0, 0], [0, 1, 1, 0], [1, 0, 0, 1]])
+    assert pooled_mean([sequence_sum(values, mask)]) == pytest.approx(masked_mean(values, mask))
+
+
+def test_the_mean_of_sequences_does_not_depend_on_how_they_are_dealt():
+    values = np.random.default_rng(3).normal(size=(6, 4))
+    mask = np.random.default_rng(4).random((6, 4)) < 0.5
+    mask[:, 1] = True
+    parts = [sequence_sum(values[i : i + 2], mask[i : i + 2]) for i in range(0, 6, 2)]
+    assert pooled_mean(parts) == pytest.approx(pooled_mean([sequence_sum(values, mask)]))
+
+
+def test_weights_outside_the_mask_leave_no_trace():
+    nan = float("nan")
+    assert masked_mean([1.0, nan, 3.0], [1, 0, 1], [1.0, nan, 1.0]) == 2.0
+    assert sequence_sum([[1.0, nan]], [[1, 0]], [[2.0, nan]])[0] == 1.0
+
+
+def test_bad_weights():
+    for bad in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="weights hold negative numbers"):
+            masked_mean([1.0, 2.0], [1, 1], [1.0, bad])
+    with pytest.raises(MaskError, match="0 of 2 values"):
+        masked_mean([1.0, 2.0], [1, 1], [0.0, 0.0])
+    with pytest.raises(MaskError, match=r"in 1 of 2 sequence\(s\) nothing counts"):
+        sequence_sum([[1.0, 2.0], [3.0, 4.0]], [[1, 1], [0, 0]])
+    with pytest.raises(ShapeError, match="shapes differ"):
+        masked_mean([1.0, 2.0], [1, 1], [1.0])
+    with pytest.raises(ShapeError, match="the last axis over tokens"):
+        sequence_sum(1.0, True)
+
+
+def test_jax_traces_masks_and_weights():
+    values = jax.numpy.asarray([[1.0, 2.0], [3.0, 5.0]])
+    mask = jax.numpy.asarray([[True, False], [True, True]])
+    assert float(jax.jit(masked_mean)(values, mask)) == pytest.approx(3.0)
+    gradient = jax.jit(jax.grad(lambda v, m, w: masked_mean(v, m, w)))(values, mask, values)
+    np.testing.assert_allclose(gradient, np.where(mask, values, 0) / 9.0, rtol=1e-12)
+    total, weight = jax.jit(sequence_sum)(values, mask)
+    assert (float(total), int(weight)) == (5.0, 2)
+
+
+def test_weighted_gradients():
+    mask = torch.tensor([[True, False], [True, True]])
+    weights = torch.tensor([[1.0, 9.0], [0.5, 2.0]], dtype=torch.float64)
+    values = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
+    for function in (masked_mean, lambda v, m, w: sequence_sum(v, m, w)[0]):
+        assert torch.autograd.gradcheck(lambda v, f=function: f(v, mask, weights), (values,))

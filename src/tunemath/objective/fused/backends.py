@@ -1,0 +1,69 @@
+"""Other libraries' fused cross-entropy, for comparison: used only when named by ``backend=``."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from tunemath.objective.fused.head import Head
+
+__all__ = ["BACKENDS", "Backend", "borrowed"]
+
+Backend = Literal["tunemath", "torch", "liger", "cce"]
+BACKENDS: tuple[str, ...] = get_args(Backend)
+
+
+def borrowed(
+    backend: str, hidden: Tensor, head: Head, ids: Tensor, label_smoothing: float, plain: bool
+) -> Tensor:
+    """Return the losses (n,) of selected rows by another library, at its own defaults."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
+    if not plain:
+        raise ValueError(
+            f"backend={backend!r} has no scale, soft_cap, lora or z_loss here; leave them out, or "
+            "leave backend out"
+        )
+    weight, bias = head.weight, head.bias
+    if backend == "torch":
+        return torch.nn.functional.linear_cross_entropy(
+            hidden, weight, ids, linear_bias=bias, reduction="none",
+            label_smoothing=label_smoothing, options=torch.nn.LinearCrossEntropyOptions(),
+        )  # fmt: skip
+    if backend == "cce":
+        if bias is not None or label_smoothing:
+            raise ValueError("backend='cce' has no bias or label_smoothing; leave them out")
+        return _cce(hidden, weight, ids)
+    return _liger(hidden, weight, bias, ids, label_smoothing)
+
+
+def _cce(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
+    try:
+        from cut_cross_entropy import linear_cross_entropy
+    except ImportError:
+        raise _missing("cce", "cut-cross-entropy") from None
+    kind = "cce" if hidden.is_cuda else "torch_compile"
+    return linear_cross_entropy(hidden, weight, ids, reduction="none", impl=kind)
+
+
+def _liger(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, label_smoothing: float
+) -> Tensor:
+    if not hidden.is_cuda:
+        raise ValueError(
+            "backend='liger' needs a GPU: its kernels are Triton; hidden is on the CPU"
+        )
+    try:
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+    except ImportError:
+        raise _missing("liger", "liger-kernel") from None
+    function: Any = liger_fused_linear_cross_entropy
+    return function(
+        hidden, weight, ids, bias=bias, label_smoothing=label_smoothing, reduction="none"
+    )
+
+
+def _missing(backend: str, package: str) -> ImportError:
+    return ImportError(f"backend={backend!r} needs the package {package}: pip install {package}")

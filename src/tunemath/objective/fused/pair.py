@@ -1,0 +1,163 @@
+"""Two models over one vocabulary: logits of the first, and the second's difference from them.
+
+KL(first ‖ second) is a sum over the difference d of the logits, and as little as d may be, it has
+to keep its digits: it comes from the difference of the states and of the heads,
+
+    x′ − x = W′ (h′ − h) + (W′ − W) h + (b′ − b),
+
+never from two logits, unless the heads differ and the quick form is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tunemath.objective.fused.head import LOG2_E, Head, Tile
+
+__all__ = ["Moments", "Pair", "Statistics", "excess"]
+
+# e^u stays finite in float32, with room for its sum over a vocabulary.
+_FAR = 60.0
+# Below it e^u − 1 − u is summed as a series, to 1e-6 of itself.
+_NEAR = 0.5
+_SERIES = tuple(1 / math.factorial(k) for k in (8, 7, 6, 5, 4, 3, 2))
+
+
+class Pair:
+    """Rows of two models, ready for tile by tile of (z·log2 e, d, slope of the tuned logits)."""
+
+    def __init__(
+        self, first: tuple[Head, Tensor], second: tuple[Head, Tensor], shared: bool, quick: bool
+    ) -> None:
+        self.first, self.second = first[0], second[0]
+        self.shared, self.quick = shared, quick
+        self.factor, self.other = self.first.prepare(first[1]), self.second.prepare(second[1])
+        # d is in nats, where z is in powers of two; under a soft-cap both are x / cap.
+        self._nats = 1.0 if self.first.soft_cap else math.log(2)
+        if not quick:
+            self._delta = (second[1].to(self.first.dtype) - first[1].to(self.first.dtype)).mul_(
+                self.first.unit * self._nats
+            )
+
+    def tile(
+        self, parts: tuple[Tile, Tile], z: Tensor, d: Tensor, slope: Tensor | None, last: bool
+    ) -> None:
+        """Fill z and d (n, tile), and the slope dz/dx of the second model (``last``) or first."""
+        self.first.products(self.factor, parts[0], z)
+        if self.quick:
+            self.second.products(self.other, parts[1], d).sub_(z).mul_(self._nats)
+        else:
+            self._difference(parts, d)
+        cap = self.first.soft_cap
+        if cap is None:
+            return
+        t, end = torch.tanh(z), torch.tanh(z + d)
+        # tanh(a + δ) − tanh a = w (1 − t²) / (1 + t w) with w = tanh δ, for δ so small that the
+        # difference of the two would lose its digits.
+        w = torch.tanh(d)
+        room = torch.addcmul(torch.ones_like(t), t, w).clamp_(min=_NEAR)
+        gap = torch.where(d.abs() < _NEAR, w * (1.0 - t * t) / room, end - t)
+        if slope is not None:
+            end = end if last else t
+            torch.mul(end, end, out=slope).neg_().add_(1.0)
+        torch.mul(gap, cap, out=d)
+        torch.mul(t, cap * LOG2_E, out=z)
+
+    def _difference(self, parts: tuple[Tile, Tile], d: Tensor) -> None:
+        one, two = parts
+        torch.mm(self._delta, two.weight.t(), out=d)
+        if not self.shared:
+            d.addmm_(self.factor[0], (two.weight - one.weight).t(), alpha=self._nats)
+        for form, (_, low), part, sign in (
+            (self.first, self.factor, one, -self._nats),
+            (self.second, self.other, two, self._nats),
+        ):
+            if low is not None and part.lora is not None:
+                d.addmm_(low, part.lora.t(), alpha=sign)
+            if form.bias is not None and not self.shared:
+                d.add_(form.bias[part.lo : part.hi].to(form.dtype), alpha=sign * form.unit)
+
+
+@dataclass
+class Statistics:
+    """Of each row, (n,) float64."""
+
+    centre: Tensor
+    """E[d] under the first model, nats."""
+    kl: Tensor
+    """KL(first ‖ second), nats."""
+    log2_z: Tensor
+    """log2 of the first model's normaliser."""
+    far: Tensor
+    """Whether the sums overflowed or met an infinity, so that the row has to be done otherwise."""
+
+
+class Moments:
+    """Sums over the tiles of a block, each relative to its own maximum and its own mean of d."""
+
+    def __init__(self, n: int, width: int, like: Tensor) -> None:
+        self._scratch = [like.new_empty(n * width) for _ in range(3)]
+        self._tiles: list[tuple[Tensor, ...]] = []
+
+    def add(self, z: Tensor, d: Tensor) -> None:
+        """Take up a tile: e = 2^(z − max), S = Σe, c = Σe·d / S, u = d − c, Σe·φ(u), Σe·u."""
+        e, u, phi = (one[: z.numel()].view(z.shape) for one in self._scratch)
+        top = z.amax(1).clamp_(min=torch.finfo(z.dtype).min)
+        torch.sub(z, top[:, None], out=e).exp2_()
+        total = e.sum(1)
+        centre = torch.linalg.vecdot(e, d) / total.clamp(min=torch.finfo(z.dtype).tiny)
+        torch.sub(d, centre[:, None], out=u)
+        low, high = torch.aminmax(u, dim=1)
+        excess(u, phi, near=bool(torch.maximum(high, -low).amax() < _NEAR))
+        sums = torch.linalg.vecdot(e, phi), torch.linalg.vecdot(e, u)
+        self._tiles.append((top, total, centre, *sums, high))
+
+    def finish(self) -> Statistics:
+        """Join the tiles: with δ = c − mean, φ(u + δ) = e^δ φ(u) + φ(δ) + (e^δ − 1) u."""
+        top, s, c, a, b, high = (
+            torch.stack(one, 1).double() for one in zip(*self._tiles, strict=True)
+        )
+        most = top.amax(1)
+        share = torch.exp2(top - most[:, None])
+        total = (share * s).sum(1)
+        weights = share / total[:, None]
+        empty = s == 0
+        c, a, b = (torch.where(empty, 0.0, one) for one in (c, a, b))
+        centre = (weights * (c * s + b)).sum(1)
+        shift = c - centre[:, None]
+        joined = torch.exp(shift) * a + _excess64(shift) * s + torch.expm1(shift) * b
+        kl = torch.log1p((weights * joined).sum(1)).clamp_(min=0.0)
+        broken = ~torch.isfinite(joined).all(1) | ~torch.isfinite(kl)
+        far = broken | (torch.where(empty, 0.0, high + shift).amax(1) > _FAR)
+        return Statistics(centre, kl, most + torch.log2(total), far)
+
+
+def excess(u: Tensor, out: Tensor, *, near: bool) -> Tensor:
+    """Write φ(u) = e^u − 1 − u into ``out``: a series near 0, so that it stays positive."""
+    if not near:
+        close = u.abs() < _NEAR
+        large = torch.mul(u, LOG2_E, out=out).exp2_().sub_(1.0).sub_(u).clone()
+        return torch.where(close, _series(u, out), large, out=out)
+    return _series(u, out)
+
+
+def _series(u: Tensor, out: Tensor) -> Tensor:
+    """Write u² (1/2! + u/3! + … + u⁶/8!) into ``out``."""
+    torch.mul(u, _SERIES[0], out=out).add_(_SERIES[1])
+    for coefficient in _SERIES[2:]:
+        torch.addcmul(u.new_tensor(coefficient), out, u, out=out)
+    return out.mul_(u).mul_(u)
+
+
+def _excess64(x: Tensor) -> Tensor:
+    """Return e^x − 1 − x in float64."""
+    near = x.abs() < 0.1
+    small = torch.where(near, x, 0.0)
+    series = torch.full_like(x, 1 / math.factorial(12))
+    for k in range(11, 1, -1):
+        series = series * small + 1 / math.factorial(k)
+    return torch.where(near, small * small * series, torch.expm1(x) - x)
