@@ -16,21 +16,31 @@ BACKENDS: tuple[str, ...] = get_args(Backend)
 
 
 def borrowed(
-    backend: str, hidden: Tensor, head: Head, ids: Tensor, label_smoothing: float, plain: bool
+    backend: str,
+    hidden: Tensor,
+    head: Head,
+    ids: Tensor,
+    label_smoothing: float,
+    ours: dict[str, Any],
 ) -> Tensor:
-    """Return the losses (n,) of selected rows by another library, at its own defaults."""
+    """Return the losses (n,) of selected rows by another library, at its own defaults.
+
+    ``ours`` are options that the others don't have here; those that are not None are refused.
+    """
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
-    if not plain:
+    given = [name for name, value in ours.items() if value is not None]
+    if given:
         raise ValueError(
-            f"backend={backend!r} has no scale, soft_cap, lora or z_loss here; leave them out, or "
-            "leave backend out"
+            f"backend={backend!r} has no {' or '.join(given)} here; leave them out, or backend"
         )
     weight, bias = head.weight, head.bias
     if backend == "torch":
         return torch.nn.functional.linear_cross_entropy(
             hidden, weight, ids, linear_bias=bias, reduction="none",
-            label_smoothing=label_smoothing, options=torch.nn.LinearCrossEntropyOptions(),
+            label_smoothing=label_smoothing,
+            # Its chunked form has no label smoothing.
+            options=None if label_smoothing else torch.nn.LinearCrossEntropyOptions(),
         )  # fmt: skip
     if backend == "cce":
         if bias is not None or label_smoothing:

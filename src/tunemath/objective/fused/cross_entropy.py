@@ -7,14 +7,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tunemath.errors import ShapeError
 from tunemath.objective.fused.backends import Backend, borrowed
-from tunemath.objective.fused.function import Needs, apply, cast, exact, parameters
+from tunemath.objective.fused.function import (
+    Needs,
+    apply,
+    cast,
+    exact,
+    parameters,
+    require_first_order,
+)
 from tunemath.objective.fused.gradient import CrossEntropy
 from tunemath.objective.fused.head import Head, Lora, check_head
-from tunemath.objective.fused.rows import Rows, eager, select, spread
+from tunemath.objective.fused.rows import Rows, eager, select_targets, spread
 
 __all__ = ["linear_cross_entropy", "linear_token_log_probs"]
 
@@ -47,8 +53,9 @@ def linear_cross_entropy(
     ``hidden`` (…, D); ``head`` (V, D); ``targets`` (…) of token ids, any value where the mask is
     off; ``mask`` (…) of booleans or 0/1, all when None; ``weights`` (…) of 0 or more, without a
     unit; ``bias`` (V,); ``lora`` factors of the head; ``label_smoothing`` is ε in [0, 1),
-    ``z_loss`` is ζ ≥ 0; ``chunk`` the most logits held at once (default: 2^20 on a CPU, 2^26
-    elsewhere, and 2^25 or 2^28 where the head trains). ``backend`` "torch", "liger" or "cce"
+    ``z_loss`` is ζ ≥ 0; ``chunk`` is how many logits a tile holds, or 256 tokens of 1,024 rows
+    where that is more (default: 2^20 on a CPU, 2^26 elsewhere), and a trained head keeps as many
+    whole rows as it allows, or one (default: 2^25, and 2^28). ``backend`` "torch", "liger" or "cce"
     computes by that library instead. Returns the sum (nats) and the weight (a count, or Σ w),
     both 0-d: ``pooled_mean([linear_cross_entropy(…)])`` is the mean over the batch, and pairs of
     micro-batches add.
@@ -74,12 +81,13 @@ def linear_cross_entropy(
         raise ValueError(f"label_smoothing is {label_smoothing!r}; expected 0 or more, below 1")
     if not 0 <= z_loss < math.inf:
         raise ValueError(f"z_loss is {z_loss!r}; expected 0 or more, such as 1e-4")
-    rows = select(hidden, targets, mask, head)
-    w, weight = _weights(weights, rows)
+    rows = select_targets(hidden, targets, mask, head)
     form = Head(head, bias, lora, scale, soft_cap, hidden.dtype)
+    w, weight = _weights(weights, rows, form.dtype)
     if backend != "tunemath":
-        plain = soft_cap is None and lora is None and scale == 1.0 and not z_loss
-        loss = borrowed(backend, rows.hidden, form, rows.ids, label_smoothing, plain)
+        ours = {"lora": lora, "soft_cap": soft_cap, "z_loss": z_loss or None, "chunk": chunk}
+        ours["scale"] = None if scale == 1.0 else scale
+        loss = borrowed(backend, rows.hidden, form, rows.ids, label_smoothing, ours)
         return (loss * w).sum(), weight
     rule = CrossEntropy(form, rows.ids, label_smoothing, z_loss, chunk)
     parts = parameters(form)
@@ -125,22 +133,26 @@ def linear_token_log_probs(
     Source: as `tunemath.objective.token_log_probs`.
     """
     check_head(head, bias, lora, scale, soft_cap, chunk)
-    rows = select(hidden, targets, mask, head)
+    rows = select_targets(hidden, targets, mask, head)
     form = Head(head, bias, lora, scale, soft_cap, hidden.dtype)
     return spread(-apply(CrossEntropy(form, rows.ids, chunk=chunk), rows.hidden), rows)
 
 
-def _weights(weights: Tensor | None, rows: Rows) -> tuple[Tensor, Tensor]:
+def _weights(weights: Tensor | None, rows: Rows, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return each row's weight (n,) and their sum."""
     device = rows.hidden.device
     if weights is None:
-        return torch.ones(len(rows.ids), device=device), torch.tensor(len(rows.ids), device=device)
-    if tuple(weights.shape) != rows.shape:
-        raise ShapeError(f"weights {tuple(weights.shape)} and targets {rows.shape} differ")
-    w = weights.detach().reshape(-1)[rows.where]
-    if not bool(((w >= 0) & (w < float("inf"))).all()):
+        ones = torch.ones(len(rows.ids), dtype=dtype, device=device)
+        return ones, torch.tensor(len(rows.ids), device=device)
+    if not isinstance(weights, Tensor) or tuple(weights.shape) != rows.shape:
+        given = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+        raise ShapeError(f"weights {given} and targets {rows.shape} differ; expected one a target")
+    if weights.requires_grad:
+        raise ValueError("weights require a gradient, but are constants here; detach() them")
+    w = weights.reshape(-1)[rows.where].double()
+    if not bool(((w >= 0) & (w < math.inf)).all()):
         raise ValueError("weights hold negative numbers, infinity or NaN; expected 0 or more")
-    return w, w.sum()
+    return w.to(dtype), w.sum().to(dtype)
 
 
 class _Summed(torch.autograd.Function):
@@ -164,8 +176,8 @@ class _Summed(torch.autograd.Function):
         return total.to(rule.form.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        require_first_order()
         *inputs, weights = ctx.saved_tensors
         # They are given away, so that autograd may keep them without a copy.
         grads, ctx.grads = ctx.grads, None

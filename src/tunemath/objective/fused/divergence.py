@@ -14,7 +14,7 @@ from tunemath.objective.fused.function import Budget, apply
 from tunemath.objective.fused.head import LOG2_E, Head, Lora, check_head
 from tunemath.objective.fused.kept import KeptRule
 from tunemath.objective.fused.pair import Moments, Pair, Statistics
-from tunemath.objective.fused.rows import eager, select, spread
+from tunemath.objective.fused.rows import check_states, eager, select, spread
 from tunemath.objective.fused.scan import tile_width
 from tunemath.objective.logits_divergence import kl_from_logits
 
@@ -62,8 +62,9 @@ def linear_kl(
     Returns (…) nats, at least 0, and 0 where the mask is off.
 
     Values take two products, values and gradient by ``hidden`` three. Two heads of one width take
-    one more where KL is below 1e-3 nats: there d comes from the difference of the heads. Rows so
-    far apart that e^u overflows are computed from their logits, some at a time.
+    one more for the gradient, and where KL is below 1e-3 nats: there d comes from the difference
+    of the heads. Rows so far apart that e^u overflows are computed from their logits, some at a
+    time.
 
     Valid when both are shifted alike, and the vocabularies are the same. A head that trains is not
     the base's: give the base its own ``base_head``.
@@ -79,12 +80,14 @@ def linear_kl(
         known = " or ".join(repr(one) for one in get_args(Direction))
         raise ValueError(f"direction is {direction!r}; expected {known}")
     own = _base_head(head, base_head, bias, base_bias)
+    check_states("hidden", hidden)
+    check_states("base_hidden", base_hidden)
     if base_hidden.shape[:-1] != hidden.shape[:-1] or base_hidden.shape[-1] != own[0].shape[1]:
         raise ShapeError(
             f"base_hidden has shape {tuple(base_hidden.shape)}; expected "
             f"{(*hidden.shape[:-1], own[0].shape[1])}: the base's states at the same positions"
         )
-    rows = select(hidden, None, mask, head)
+    rows = select(hidden, mask, head)
     base_rows = base_hidden.detach().reshape(-1, base_hidden.shape[-1])[rows.where]
     dtype = torch.promote_types(torch.promote_types(hidden.dtype, base_hidden.dtype), torch.float32)
     tuned = Head(head, bias, lora, scale, soft_cap, dtype)
@@ -125,6 +128,10 @@ class _Divergence(KeptRule):
     shared: bool
     tuned_first: bool
     copies: ClassVar[int] = 2
+
+    @property
+    def constants(self) -> tuple[Tensor | None, ...]:
+        return self.base_rows, self.base.weight, self.base.bias
 
     def stream(self, hidden: Tensor, rows: slice) -> Tensor:
         h, base = hidden[rows], self.base_rows[rows]
@@ -178,7 +185,7 @@ class _Divergence(KeptRule):
     ) -> tuple[Statistics, list[tuple[Tensor, Tensor, Tensor | None]]]:
         """Return a block's statistics, and its tiles of (z·log2 e, d, slope) if they are kept."""
         n = len(h)
-        width = tile_width(n, self.form.vocab, Budget(self.chunk, h.device).tile)
+        width = tile_width(n, self.form, Budget(self.chunk, h.device).tile)
         quick = quick or (not self.shared and self.form.width != self.base.width)
         pair = Pair(*self._order((self.form, h), (self.base, base)), self.shared, quick)
         buffers = [h.new_empty(n * width, dtype=self.form.dtype) for _ in range(0 if keep else 2)]

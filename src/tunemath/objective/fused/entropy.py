@@ -50,7 +50,7 @@ def linear_entropy(
     Source: Shannon 1948; the gradient is ``dH/dz_v = −p_v (log p_v + H)``.
     """
     check_head(head, bias, lora, scale, soft_cap, chunk)
-    rows = select(hidden, None, mask, head)
+    rows = select(hidden, mask, head)
     form = Head(head, bias, lora, scale, soft_cap, hidden.dtype)
     return spread(apply(_Entropy(form, chunk), rows.hidden), rows)
 
@@ -79,28 +79,31 @@ class _Entropy(KeptRule):
         """Return entropies and log S (float64), the highest z·log2 e, and the tiles if kept."""
         form, n = self.form, len(hidden)
         factor = form.prepare(hidden)
-        width = tile_width(n, form.vocab, Budget(self.chunk, hidden.device).tile)
-        most, sums, inner, tiles, slopes = [], [], [], [], []
+        width = tile_width(n, form, Budget(self.chunk, hidden.device).tile)
+        most, rest, inner, tiles, slopes = [], [], [], [], []
         for part in form.tiles(width):
             tile = hidden.new_empty(n, part.hi - part.lo, dtype=form.dtype)
             slope = torch.empty_like(tile) if keep and form.soft_cap is not None else None
             form.cap(form.products(factor, part, tile), slope)
-            m = tile.amax(1).clamp_(min=torch.finfo(form.dtype).min)
+            m, highest = tile.max(1)
+            m = m.clamp_(min=torch.finfo(form.dtype).min)
             log_e = torch.sub(tile, m[:, None]).clamp_(min=_FLOOR)
             e = torch.exp2(log_e)
+            # The maximum's own 1 is counted apart: beside it a small rest would lose its digits.
+            e.scatter_(1, highest[:, None], 0.0)
             most.append(m)
-            sums.append(e.sum(1))
+            rest.append(e.sum(1))
             inner.append(torch.linalg.vecdot(e, log_e))
             if keep:
                 tiles.append(tile)
             if slope is not None:
                 slopes.append(slope)
-        m, s, t = (torch.stack(one, 1).double() for one in (most, sums, inner))
+        m, s, t = (torch.stack(one, 1).double() for one in (most, rest, inner))
         top = m.amax(1)
         below = m - top[:, None]
         share = torch.exp2(below)
-        s_all = (share * s).sum(1)
-        t_all = (share * (t + below * s)).sum(1)
-        log_s = torch.log(s_all)
-        entropy = log_s - math.log(2) * t_all / s_all
+        s_rest = (share * s).sum(1) + (share.sum(1) - 1.0)
+        t_all = (share * (t + below * (1.0 + s))).sum(1)
+        log_s = torch.log1p(s_rest)
+        entropy = log_s - math.log(2) * t_all / (1.0 + s_rest)
         return entropy, top.to(form.dtype), log_s, tiles, slopes

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tunemath.objective.fused.head import Head
 
@@ -22,6 +21,7 @@ __all__ = [
     "cast",
     "exact",
     "parameters",
+    "require_first_order",
 ]
 
 # Tiles of about this many logits stay in the cache between their products.
@@ -63,6 +63,8 @@ class Gradients:
 
     def every(self) -> tuple[Tensor | None, ...]:
         """Return them in the order of the arguments."""
+        if self.weight is not None and not self._begun:
+            self.weight.zero_()
         return self.hidden, self.weight, self.bias, self.A, self.B
 
     def scaled(self, by: Tensor) -> tuple[Tensor | None, ...]:
@@ -140,6 +142,11 @@ class Rule(Protocol):
 
     form: Head
 
+    @property
+    def constants(self) -> tuple[Tensor | None, ...]:
+        """Tensors that have to be unchanged when the backward pass computes again."""
+        ...
+
     def values(self, hidden: Tensor, rows: slice, gradient: bool) -> tuple[Tensor, Tensor | None]:
         """Return a block's values (n,), and their gradient (n, D) by the hidden states."""
         ...
@@ -185,6 +192,15 @@ class Budget:
         """Rows that may keep all their logits until their sums are known."""
         default = 1 << 25 if self.device.type == "cpu" else 1 << 28
         return max(1, (self.chunk or default) // vocab)
+
+
+def require_first_order() -> None:
+    """Refuse to build a graph of the gradient: it is formed outside autograd."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "the linear_ objectives are differentiable once: create_graph=True has no meaning for "
+            "them. Use the same formula on logits, from tunemath.objective"
+        )
 
 
 def exact(device: torch.device) -> Any:
@@ -233,17 +249,18 @@ class _PerRow(torch.autograd.Function):
                 if gradient is not None and part is not None:
                     gradient[rows] = part
         if needs.head:
-            ctx.save_for_backward(hidden, weight, bias, A, B)
+            ctx.save_for_backward(hidden, weight, bias, A, B, *rule.constants)
         else:
             ctx.save_for_backward(gradient)
         return values
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        require_first_order()
         if not ctx.needs.head:
             (gradient,) = ctx.saved_tensors
             return gradient * upstream[:, None].to(gradient.dtype), *(None,) * 6
         with exact(upstream.device):
-            grads = ctx.rule.gradients(ctx.saved_tensors[0], upstream, ctx.needs)
-        return *cast(grads.every(), ctx.saved_tensors), None, None
+            inputs = ctx.saved_tensors[:5]
+            grads = ctx.rule.gradients(inputs[0], upstream, ctx.needs)
+        return *cast(grads.every(), inputs), None, None

@@ -30,6 +30,11 @@ class CrossEntropy:
     z_loss: float = 0.0
     chunk: int | None = None
 
+    @property
+    def constants(self) -> tuple[Tensor | None, ...]:
+        """The targets: they have to be unchanged when the backward pass computes again."""
+        return (self.ids,)
+
     def values(self, hidden: Tensor, rows: slice, gradient: bool) -> tuple[Tensor, Tensor | None]:
         """Return a block's losses in nats, and their gradient by the hidden states."""
         sums = self._scan(hidden, rows, gradient, None)

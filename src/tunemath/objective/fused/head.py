@@ -100,10 +100,16 @@ class Head:
         """Turn x / cap into ``z·log2 e`` in place; ``slope`` receives dz/dx = 1 − tanh²."""
         if self.soft_cap is None:
             return out
+        gone = self.impossible(out)
         out.tanh_()
         if slope is not None:
             torch.mul(out, out, out=slope).neg_().add_(1.0)
-        return out.mul_(self.soft_cap * LOG2_E)
+        out.mul_(self.soft_cap * LOG2_E)
+        return out if gone is None else out.masked_fill_(gone, -math.inf)
+
+    def impossible(self, x: Tensor) -> Tensor | None:
+        """Return where a bias of −∞ makes a token impossible: no cap makes it possible again."""
+        return None if self.bias is None else x == -math.inf
 
     def targets(self, rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return W_y (N, D), the slope dz_y/dx (N,) under a soft-cap, and z_y·log2 e (N,)."""
@@ -173,15 +179,21 @@ def check_head(
     chunk: int | None,
 ) -> None:
     """Refuse a head whose parts do not go together, and options without meaning."""
-    if head.ndim != 2 or not head.is_floating_point():
+    if not isinstance(head, Tensor) or head.ndim != 2 or not head.is_floating_point():
+        given = "no tensor"
+        if isinstance(head, Tensor):
+            given = f"shape {tuple(head.shape)} and dtype {head.dtype}"
         raise ShapeError(
-            f"head has shape {tuple(head.shape)} and dtype {head.dtype}; expected floating-point "
-            "(V, D), the weight of the output layer"
+            f"head has {given}; expected floating-point (V, D), the weight of the output layer"
         )
+    if 0 in head.shape:
+        raise ShapeError(f"head has shape {tuple(head.shape)}; expected one token or more")
     vocab, width = head.shape
     if bias is not None and bias.shape != (vocab,):
         raise ShapeError(f"bias has shape {tuple(bias.shape)}; expected ({vocab},), as head has")
     if lora is not None:
+        if not isinstance(lora, Lora):
+            raise ShapeError(f"lora is {type(lora).__name__}; expected Lora(A, B, scale)")
         rank = lora.A.shape[0]
         if lora.A.shape != (rank, width) or lora.B.shape != (vocab, rank):
             raise ShapeError(
@@ -191,5 +203,5 @@ def check_head(
     for name, value in (("scale", scale), ("soft_cap", soft_cap)):
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{name} is {value!r}; expected a number above 0")
-    if chunk is not None and not (isinstance(chunk, int) and chunk > 0):
+    if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
         raise ValueError(f"chunk is {chunk!r}; expected how many logits may be held at once")

@@ -23,6 +23,11 @@ class KeptRule:
     copies: ClassVar[int] = 1
     """How many arrays of V numbers a kept row needs."""
 
+    @property
+    def constants(self) -> tuple[Tensor | None, ...]:
+        """Tensors that have to be unchanged when the backward pass computes again."""
+        return ()
+
     def stream(self, hidden: Tensor, rows: slice) -> Tensor:
         """Return the values (n,) of a block of rows."""
         raise NotImplementedError

@@ -55,6 +55,7 @@ class Pair:
         cap = self.first.soft_cap
         if cap is None:
             return
+        gone = self.first.impossible(z)
         t, end = torch.tanh(z), torch.tanh(z + d)
         # tanh(a + δ) − tanh a = w (1 − t²) / (1 + t w) with w = tanh δ, for δ so small that the
         # difference of the two would lose its digits.
@@ -66,20 +67,31 @@ class Pair:
             torch.mul(end, end, out=slope).neg_().add_(1.0)
         torch.mul(gap, cap, out=d)
         torch.mul(t, cap * LOG2_E, out=z)
+        if gone is not None:
+            z.masked_fill_(gone, -math.inf)
 
     def _difference(self, parts: tuple[Tile, Tile], d: Tensor) -> None:
         one, two = parts
         torch.mm(self._delta, two.weight.t(), out=d)
+        bias = None if self.shared else self._bias(one)
+        if bias is not None:
+            d.add_(bias, alpha=self.first.unit * self._nats)
         if not self.shared:
             d.addmm_(self.factor[0], (two.weight - one.weight).t(), alpha=self._nats)
-        for form, (_, low), part, sign in (
-            (self.first, self.factor, one, -self._nats),
-            (self.second, self.other, two, self._nats),
-        ):
+        sides = ((self.factor, one, -self._nats), (self.other, two, self._nats))
+        for (_, low), part, sign in sides:
             if low is not None and part.lora is not None:
                 d.addmm_(low, part.lora.t(), alpha=sign)
-            if form.bias is not None and not self.shared:
-                d.add_(form.bias[part.lo : part.hi].to(form.dtype), alpha=sign * form.unit)
+
+    def _bias(self, part: Tile) -> Tensor | None:
+        """Return b′ − b of the tile's tokens; the difference comes before any other rounding."""
+        one, two = (
+            None if form.bias is None else form.bias[part.lo : part.hi].to(form.dtype)
+            for form in (self.first, self.second)
+        )
+        if one is None or two is None:
+            return two if one is None else -one
+        return two - one
 
 
 @dataclass

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from tunemath.errors import MaskError, ShapeError
 
-__all__ = ["Rows", "eager", "select", "spread"]
+__all__ = ["Rows", "check_states", "eager", "select", "select_targets", "spread"]
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,28 +26,25 @@ class Rows(NamedTuple):
     hidden: Tensor
     """(n, D), with gradient."""
     ids: Tensor
-    """(n,) targets; empty where there are none."""
+    """(n,) targets; zeros where there are none."""
     where: Tensor
     """(n,) positions in the flattened batch."""
     shape: tuple[int, ...]
     """The batch's own shape."""
 
 
-def select(hidden: Tensor, targets: Tensor | None, mask: Tensor | None, head: Tensor) -> Rows:
-    """Gather the rows of ``hidden`` (…, D) that the mask (…) selects, sorted by target."""
-    if not isinstance(hidden, Tensor) or hidden.ndim == 0 or not hidden.is_floating_point():
-        raise ShapeError(f"hidden is {_said(hidden)}; expected a floating-point tensor (…, D)")
-    if hidden.shape[-1] != head.shape[1]:
-        raise ShapeError(
-            f"hidden {tuple(hidden.shape)} and head {tuple(head.shape)} do not go together; "
-            "expected hidden (…, D) for a head (V, D)"
-        )
+def select(hidden: Tensor, mask: Tensor | None, head: Tensor) -> Rows:
+    """Gather the rows of ``hidden`` (…, D) that the mask (…) selects."""
+    where = _positions(hidden, mask, head)
+    return _rows(hidden, where, where.new_zeros(len(where)))
+
+
+def select_targets(hidden: Tensor, targets: Tensor, mask: Tensor | None, head: Tensor) -> Rows:
+    """Gather the rows that the mask (…) selects, sorted by their targets (…)."""
+    where = _positions(hidden, mask, head)
     shape = tuple(hidden.shape[:-1])
-    where = _positions(mask, shape, hidden.device)
-    if targets is None:
-        ids = torch.zeros(len(where), dtype=torch.int64, device=hidden.device)
-        return Rows(_gather(hidden, where), ids, where, shape)
-    if tuple(targets.shape) != shape or targets.is_floating_point() or targets.is_complex():
+    integers = isinstance(targets, Tensor) and targets.dtype in _INTEGERS
+    if not integers or tuple(targets.shape) != shape:
         raise ShapeError(
             f"targets are {_said(targets)}; expected integers of shape {shape}, as hidden "
             f"{tuple(hidden.shape)} has, both after the shift by one token"
@@ -53,27 +52,32 @@ def select(hidden: Tensor, targets: Tensor | None, mask: Tensor | None, head: Te
     ids = targets.reshape(-1)[where].to(torch.int64)
     _check(ids, len(head), masked=mask is not None)
     ids, order = torch.sort(ids, stable=True)
-    where = where[order]
-    return Rows(_gather(hidden, where), ids, where, shape)
+    return _rows(hidden, where[order], ids)
 
 
 def spread(values: Tensor, rows: Rows) -> Tensor:
     """Return values (n,) at their places in the batch (…), 0 where nothing counts."""
-    return (
-        values.new_zeros(math.prod(rows.shape))
-        .index_copy(0, rows.where, values)
-        .reshape(rows.shape)
-    )
+    flat = values.new_zeros(math.prod(rows.shape))
+    return flat.index_copy(0, rows.where, values).reshape(rows.shape)
 
 
-def _gather(hidden: Tensor, where: Tensor) -> Tensor:
-    return hidden.reshape(-1, hidden.shape[-1]).index_select(0, where)
+def _rows(hidden: Tensor, where: Tensor, ids: Tensor) -> Rows:
+    flat = hidden.reshape(-1, hidden.shape[-1]).index_select(0, where)
+    return Rows(flat, ids, where, tuple(hidden.shape[:-1]))
 
 
-def _positions(mask: Tensor | None, shape: tuple[int, ...], device: torch.device) -> Tensor:
+def _positions(hidden: Tensor, mask: Tensor | None, head: Tensor) -> Tensor:
+    """Return where the flattened mask selects, (n,)."""
+    check_states("hidden", hidden)
+    if hidden.shape[-1] != head.shape[1]:
+        raise ShapeError(
+            f"hidden {tuple(hidden.shape)} and head {tuple(head.shape)} do not go together; "
+            "expected hidden (…, D) for a head (V, D)"
+        )
+    shape = tuple(hidden.shape[:-1])
     if mask is None:
-        return torch.arange(math.prod(shape), device=device)
-    if tuple(mask.shape) != shape:
+        return torch.arange(math.prod(shape), device=hidden.device)
+    if not isinstance(mask, Tensor) or tuple(mask.shape) != shape:
         raise ShapeError(
             f"mask is {_said(mask)}; expected shape {shape}: one entry for each target"
         )
@@ -84,7 +88,13 @@ def _positions(mask: Tensor | None, shape: tuple[int, ...], device: torch.device
                 "0/1 (labels become a mask by labels != -100)"
             )
         mask = mask != 0
-    return mask.reshape(-1).nonzero()[:, 0].to(device)
+    return mask.reshape(-1).nonzero()[:, 0].to(hidden.device)
+
+
+def check_states(name: str, hidden: Any) -> None:
+    """Refuse what is no floating-point tensor (…, D)."""
+    if not isinstance(hidden, Tensor) or hidden.ndim == 0 or not hidden.is_floating_point():
+        raise ShapeError(f"{name} is {_said(hidden)}; expected a floating-point tensor (…, D)")
 
 
 def _check(ids: Tensor, vocab: int, masked: bool) -> None:

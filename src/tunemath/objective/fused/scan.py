@@ -55,10 +55,10 @@ class Sums:
     """dz_v/dx tile by tile, for label smoothing under a soft-cap."""
 
 
-def tile_width(rows: int, vocab: int, chunk: int) -> int:
-    """Return how many tokens a tile may have so that it holds at most ``chunk`` logits."""
-    width = max(_NARROWEST, chunk // max(rows, 1))
-    return min(vocab, width // 64 * 64)
+def tile_width(rows: int, head: Head, chunk: int) -> int:
+    """Return how many tokens a tile may have: ``chunk`` logits and as much of the head at most."""
+    width = max(_NARROWEST, chunk // max(rows, head.width, 1))
+    return min(head.vocab, width // 64 * 64)
 
 
 def scan(
@@ -101,7 +101,7 @@ def _pass(
     """Fill ``sums`` from one pass over the vocabulary."""
     n, device = len(ids), hidden.device
     factor = head.prepare(hidden)
-    width = tile_width(n, head.vocab, chunk)
+    width = tile_width(n, head, chunk)
     buffer = torch.empty(n * width, dtype=head.dtype, device=device) if keep is None else keep
     capped = head.soft_cap is not None
     rows = torch.zeros(n, head.width, dtype=head.dtype, device=device) if gradient else None
@@ -170,7 +170,7 @@ def _rescan(
     some, some_ids = hidden[far], ids[far]
     factor = head.prepare(some)
     highest = target[far]
-    width = tile_width(len(far), head.vocab, chunk)
+    width = tile_width(len(far), head, chunk)
     for part in head.tiles(width):
         tile = torch.empty(len(far), part.hi - part.lo, dtype=head.dtype, device=hidden.device)
         highest = torch.maximum(highest, head.cap(head.products(factor, part, tile)).amax(1))
