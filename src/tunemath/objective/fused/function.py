@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 # Tiles of about this many logits stay in the cache between their products.
-_IN_CACHE = 1 << 20
+_IN_CACHE = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class Budget:
 
     def kept(self, vocab: int) -> int:
         """Rows that may keep all their logits until their sums are known."""
-        default = 1 << 25 if self.device.type == "cpu" else 1 << 28
+        default = 1 << 26 if self.device.type == "cpu" else 1 << 28
         return max(1, (self.chunk or default) // vocab)
 
 
