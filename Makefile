@@ -22,7 +22,9 @@ check: $(READY)          ## lint, types, import rules, generated docs
 	$(BIN)/lint-imports
 	$(BIN)/python docs/generate.py --check
 
-bench: $(READY)          ## measured seconds beside predicted ones
+bench: $(READY)          ## the fused objectives beside their peers, predicted seconds beside measured
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/objective.py
 	$(BIN)/python benchmarks/stages.py
 
 docs: $(READY)           ## the generated pages of docs/
