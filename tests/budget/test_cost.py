@@ -104,7 +104,7 @@ def test_parts_add_up():
 
 
 def terms(**changes):
-    arguments = {"rows": ROWS, "tokens": TOKENS, "logit_positions": TOKENS} | changes
+    arguments = {"rows": ROWS, "tokens": TOKENS, "supervised": TOKENS} | changes
     _, shapes, adapter = build()
     return {term.name: term for term in training_memory(shapes, adapter, **arguments)}
 
@@ -123,7 +123,7 @@ def test_exact_terms_are_the_bytes_of_live_tensors():
     ]
     planned = {
         term.name: term.bytes
-        for term in training_memory(shapes, adapter, rows=1, tokens=1, logit_positions=1)
+        for term in training_memory(shapes, adapter, rows=1, tokens=1, supervised=1)
         if term.exact
     }
     assert planned == {
@@ -155,8 +155,11 @@ def test_activations_are_near_what_torch_keeps_for_the_backward_pass():
 
 def test_what_memory_follows():
     once, twice = terms(), terms(rows=2 * ROWS)
+    tile = 4 * 2**19
     for name, term in once.items():
-        assert twice[name].bytes == (1 if term.exact else 2) * term.bytes
-    assert terms(logit_positions=1)["logits"].bytes * TOKENS == once["logits"].bytes
+        fixed = tile if name == "output layer" else 0
+        assert twice[name].bytes - fixed == (1 if term.exact else 2) * (term.bytes - fixed)
+    _, shapes, _ = build()
+    assert terms(supervised=1)["output layer"].bytes == 4 * 6 * ROWS * shapes.hidden + tile
     with pytest.raises(ShapeError, match="rows is 0"):
         terms(rows=0)

@@ -122,7 +122,7 @@ def plan() -> dict[str, Any]:
                 {"name": "gradients", "bytes": 4 * trainable, "exact": True},
                 {"name": "optimizer state", "bytes": 8 * trainable, "exact": True},
                 {"name": "activations", "bytes": 612_000_000, "exact": False},
-                {"name": "logits", "bytes": 335_000_000, "exact": False},
+                {"name": "output layer", "bytes": 335_000_000, "exact": False},
             ],
             "total_bytes": 4 * (base + trainable) + 12 * trainable + 947_000_000,
         },

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
+
+from tunemath.runner.quiet import quiet_libraries
 
 VOCAB, PAD = 61, 0
 SMALL = {
@@ -36,10 +46,41 @@ def make_sliding(dtype: torch.dtype = torch.float64) -> MistralForCausalLM:
     return MistralForCausalLM(MistralConfig(**SMALL, sliding_window=6)).to(dtype).eval()
 
 
-def with_adapter(base, *, moved: bool = True):
+FAMILIES: dict[str, tuple[str, dict[str, Any], float, float | None]] = {
+    "llama": ("Llama", {}, 1.0, None),
+    "llama, tied": ("Llama", {"tie_word_embeddings": True}, 1.0, None),
+    "gemma 2": ("Gemma2", {"final_logit_softcapping": 3.0, "head_dim": 8}, 1.0, 3.0),
+    "gemma 3": ("Gemma3", {"final_logit_softcapping": 2.5, "head_dim": 8}, 1.0, 2.5),
+    "cohere": ("Cohere", {"logit_scale": 0.25}, 0.25, None),
+    "granite": ("Granite", {"logits_scaling": 8.0}, 1 / 8, None),
+    "hyperclovax": ("HyperCLOVAX", {"logits_scaling": 0.5}, 0.5, None),
+    "gpt 2": ("GPT2", {}, 1.0, None),
+    "phi": ("Phi", {}, 1.0, None),  # its head has a bias
+}
+"""Name: class, what its config adds, and the scale and soft-cap that its paper gives."""
+
+
+def make_family(name: str, dtype: torch.dtype = torch.float64):
+    """A model of random weights, a bias included, whose logits are wide enough for its soft-cap."""
+    kind, extra, _, _ = FAMILIES[name]
+    torch.manual_seed(0)
+    kinds: Any = transformers
+    text = "Text" if kind == "Gemma3" else ""
+    config = getattr(kinds, f"{kind}{text}Config")(
+        **SMALL | {"pad_token_id": PAD, "attn_implementation": "eager"} | extra
+    )
+    model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    if model.lm_head.bias is not None:
+        torch.nn.init.normal_(model.lm_head.bias)
+    return model
+
+
+def with_adapter(base, *, moved: bool = True, **options: Any):
     """Wrap a model with LoRA; ``moved`` gives B values, so that the adapter does something."""
     torch.manual_seed(1)
-    tuned = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    options = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"} | options
+    with quiet_libraries():
+        tuned = get_peft_model(base, LoraConfig(**options))
     if moved:
         for name, parameter in tuned.named_parameters():
             if "lora_B" in name:

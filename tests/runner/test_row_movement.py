@@ -6,7 +6,16 @@ import random
 
 import pytest
 import torch
-from small_models import PAD, draw, log_softmax_of, make_llama, make_sliding, with_adapter
+from small_models import (
+    FAMILIES,
+    PAD,
+    draw,
+    log_softmax_of,
+    make_family,
+    make_llama,
+    make_sliding,
+    with_adapter,
+)
 
 from tunemath.runner import movement
 from tunemath.runner.movement import row_movements
@@ -46,6 +55,38 @@ def test_every_position_equals_the_plain_kl(make, shared):
         assert len(found.answer) == len(answer)
         assert found.prompt_sum == pytest.approx(sum(kl[:first]), rel=2e-4, abs=1e-6)
         assert found.prompt_positions == first
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("where", ["in the layers", "in the layers and the head"])
+def test_every_family_moves_by_the_plain_kl(family, where):
+    base = make_family(family)
+    names = {n.rpartition(".")[2] for n, m in base.named_modules() if n.endswith(("k_proj", "_fc"))}
+    if where == "in the layers and the head":
+        names |= {"lm_head"}
+    tuned = with_adapter(base, target_modules=sorted(names))
+    prompts, answers = make_job(4)
+    for prompt, answer, found in zip(
+        prompts, answers, measure(tuned, prompts, answers), strict=True
+    ):
+        kl = plain_kl(tuned, [*prompt, *answer])
+        assert sum(kl) > 1e-3
+        assert found.answer == pytest.approx(kl[len(prompt) - 1 : -1], rel=1e-5, abs=1e-7)
+        assert found.prompt_sum == pytest.approx(sum(kl[: len(prompt) - 1]), rel=1e-5)
+
+
+def test_a_movement_of_1e_9_nats_is_measured_in_float32():
+    prompts, answers = make_job(4)
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        tuned = with_adapter(make_llama().to(dtype), moved=False)
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.constant_(parameter, 2e-6)
+        results.append([sum(row.answer) for row in measure(tuned, prompts, answers)])
+    exact, found = results
+    assert 1e-10 < max(exact) < 1e-8
+    assert found == pytest.approx(exact, rel=0.05)
 
 
 def test_the_direction_is_tuned_from_base():

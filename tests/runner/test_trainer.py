@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import PAD, make_llama, make_rows, with_adapter
+from small_models import PAD, make_family, make_llama, make_rows, with_adapter
 from torch.nn import functional as F
 from transformers import TrainingArguments
 
 from tunemath.errors import RunError
 from tunemath.mask import row_hash
 from tunemath.objective.record import Objective
-from tunemath.runner import probes
+from tunemath.runner import heads, probes
 from tunemath.runner.hf_labels import IGNORED, collate
 from tunemath.runner.quiet import quiet_libraries
 from tunemath.runner.trainer import Rows, TuneTrainer, Witness
@@ -163,10 +163,39 @@ def test_dpo_step_is_the_plain_mean_over_pairs(tmp_path, micro, accumulation):
     assert_same(found, gradient)
 
 
-def test_dpo_starts_at_ln_2(tmp_path):
-    model = with_adapter(make_llama(), moved=False)
+SOME_FAMILIES = pytest.mark.parametrize("family", ["llama, tied", "gemma 2", "granite", "gpt 2"])
+
+
+@pytest.mark.parametrize("objective", [SFT, DPO], ids=["sft", "dpo"])
+@pytest.mark.parametrize("targets", ["all-linear", ["lm_head"]], ids=["layers", "head"])
+@SOME_FAMILIES
+def test_a_step_is_the_one_through_the_logits(tmp_path, monkeypatch, family, targets, objective):
+    steps = []
+    for through_logits in (False, True):
+        if through_logits:
+            monkeypatch.setattr(heads, "_read_head", lambda inner: None)
+        model = with_adapter(make_family(family, torch.float32), target_modules=targets)
+        trainer = make_trainer(tmp_path, model, objective, micro=2, accumulation=4)
+        loss, gradient = step_of(trainer)
+        margin = next(e for e in trainer.state.log_history if "loss" in e).get("margin")
+        steps.append((loss, margin, gradient))
+    (loss, margin, gradient), (plain_loss, plain_margin, plain) = steps
+    assert loss == pytest.approx(plain_loss, rel=2e-6)
+    assert margin == (None if plain_margin is None else pytest.approx(plain_margin, rel=1e-4))
+    assert_same(gradient, plain)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["lm_head"]], ids=["layers", "head"])
+@SOME_FAMILIES
+def test_dpo_starts_at_ln_2(tmp_path, family, targets):
+    base = make_family(family, torch.float32)
+    model = with_adapter(base, moved=False, target_modules=targets)
     trainer = make_trainer(tmp_path, model, DPO)
     assert probes.first_loss(trainer, make_pairs()) == pytest.approx(math.log(2), abs=1e-7)
+    with torch.no_grad():
+        start = trainer.compute_loss(trainer.model, trainer.collated(make_pairs()))
+    trained = trainer.compute_loss(trainer.model, trainer.collated(make_pairs()))
+    assert float(start) == float(trained.detach()) == pytest.approx(math.log(2), abs=1e-6)
 
 
 def test_dpo_logs_the_mean_margin_and_accuracy_of_the_step(tmp_path):

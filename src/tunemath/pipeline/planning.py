@@ -110,15 +110,13 @@ def _memory(run: Run, ledger: LoraLedger) -> dict[str, Any]:
     sides = len(run.examples[0])
     budget = run.contract.budget
     longest = max(len(row.input_ids) for example in run.examples for row in example)
-    columns = max(  # the trainer computes logits at every column in which some row has a target
-        len(row.input_ids) - row.prompt_length for example in run.examples for row in example
-    )
+    supervised = max(sum(row.supervised) for example in run.examples for row in example)
     terms = training_memory(
         run.blueprint,
         ledger,
         rows=sides * (budget.micro_batch_size or budget.batch_size),
         tokens=longest,
-        logit_positions=columns,
+        supervised=supervised,
     )
     return {
         "terms": [{"name": t.name, "bytes": t.bytes, "exact": t.exact} for t in terms],

@@ -10,7 +10,6 @@ import torch
 from transformers import GenerationConfig
 
 from tunemath.mask import common_prefix
-from tunemath.objective import token_log_probs
 from tunemath.runner.prefix import SharedPrefix, pad_right
 from tunemath.runner.quiet import quiet_libraries
 
@@ -143,11 +142,11 @@ def _score_batch(
         positions.append(place)
         branches.append(branch)
     batch = pad_right(rows, pad, device)
-    logits = prefix.branched(
+    states = prefix.branched(
         batch, pad_right(positions, 0, device).ids, pad_right(branches, -1, device).ids
     )
     items, _, sources, targets = torch.tensor(taken, device=device).T
-    values = token_log_probs(logits[items, sources].float(), targets).tolist()
+    values = states[items, sources].log_probs(targets).tolist()
     scores = [[0.0] * len(options) for options in choices]
     for (item, number, _, _), value in zip(taken, values, strict=True):
         scores[item][number] += value
@@ -166,7 +165,7 @@ def _score_whole(
     for stem, options in zip(stems, choices, strict=True):
         batch = pad_right([[*stem, *option] for option in options], pad, device)
         columns = torch.arange(len(stem) - 1, batch.ids.shape[1] - 1, device=device)
-        logits = prefix.forward(batch, keep=columns)
-        values = token_log_probs(logits.float(), batch.ids[:, columns + 1])
-        scores.append(torch.where(batch.real[:, columns + 1], values, 0.0).sum(dim=1).tolist())
+        states, following = prefix.forward(batch, keep=columns), columns + 1
+        values = states.log_probs(batch.ids[:, following], batch.real[:, following])
+        scores.append(values.sum(dim=1).tolist())
     return scores

@@ -8,7 +8,6 @@ for every batch. By causality this changes no later logit (beyond the order of f
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,9 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-__all__ = ["Batch", "SharedPrefix", "forward_parameters", "pad_right"]
+from tunemath.runner.heads import States, output_states
+
+__all__ = ["Batch", "SharedPrefix", "pad_right"]
 
 
 @dataclass(frozen=True)
@@ -50,20 +51,19 @@ class SharedPrefix:
 
     def __init__(self, model: Any, ids: Sequence[int]) -> None:
         self.model = model
-        self.keeps_logits = "logits_to_keep" in forward_parameters(model)
         cache = DynamicCache(config=model.config)
         self.usable = all(type(layer) is DynamicLayer for layer in cache.layers)
         self.ids = tuple(ids) if self.usable else ()
         self.cache = cache if self.ids else None
-        self.logits: torch.Tensor | None = None
-        """Logits at each prefix position, (P, V); the last predicts a row's first own token."""
+        self.states: States | None = None
+        """One for each prefix position, (P, …); the last predicts a row's first own token."""
 
     def fill(self) -> None:
         """Compute the prefix; call under `torch.inference_mode` and the adapter state wanted."""
-        if self.cache is not None and self.logits is None:
+        if self.cache is not None and self.states is None:
             ids = torch.tensor([self.ids], device=self.model.device)
-            out = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True)
-            self.logits = out.logits[0]
+            arguments = {"past_key_values": self.cache, "use_cache": True}
+            self.states = output_states(self.model, input_ids=ids, **arguments)[0]
 
     def repeated(self, rows: int) -> Any:
         """Return the cache for ``rows`` rows, to be filled further and thrown away."""
@@ -71,10 +71,10 @@ class SharedPrefix:
         cache.batch_repeat_interleave(rows)
         return cache
 
-    def forward(self, batch: Batch, keep: torch.Tensor | None = None) -> torch.Tensor:
-        """Return logits (B, T or len(keep), V) of rows that continue the prefix.
+    def forward(self, batch: Batch, keep: torch.Tensor | None = None) -> States:
+        """Return the states (B, T or len(keep), …) of rows that continue the prefix.
 
-        ``keep`` are the column indices whose logits are wanted.
+        ``keep`` are the column indices that are wanted.
         """
         self.fill()
         rows, width = batch.ids.shape
@@ -87,12 +87,10 @@ class SharedPrefix:
         }
         if self.cache is not None:
             arguments["past_key_values"] = self.repeated(rows)
-        return self._logits(arguments, keep)
+        return output_states(self.model, keep=keep, **arguments)
 
-    def branched(
-        self, batch: Batch, positions: torch.Tensor, branches: torch.Tensor
-    ) -> torch.Tensor:
-        """Return logits (B, T, V) of rows whose tokens fork into branches.
+    def branched(self, batch: Batch, positions: torch.Tensor, branches: torch.Tensor) -> States:
+        """Return the states (B, T, …) of rows whose tokens fork into branches.
 
         ``positions`` and ``branches`` are (B, T). A token of branch 0 is seen by all that follow
         it, one of another branch only by its own branch; padding (-1) by itself alone.
@@ -113,17 +111,4 @@ class SharedPrefix:
         }
         if self.cache is not None:
             arguments["past_key_values"] = self.repeated(rows)
-        return self._logits(arguments, None)
-
-    def _logits(self, arguments: dict[str, Any], keep: torch.Tensor | None) -> torch.Tensor:
-        if keep is None:
-            return self.model(**arguments).logits
-        if self.keeps_logits:
-            return self.model(**arguments, logits_to_keep=keep).logits
-        return self.model(**arguments).logits[:, keep]
-
-
-def forward_parameters(model: Any) -> set[str]:
-    """Return the argument names of the innermost forward (PEFT's own takes ``**kwargs``)."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return set(inspect.signature(inner.forward).parameters)
+        return output_states(self.model, **arguments)

@@ -12,10 +12,10 @@ from transformers import Trainer
 
 from tunemath.errors import RunError
 from tunemath.mask import row_hash
-from tunemath.objective import cross_entropy, dpo_loss, dpo_margin, token_log_probs
+from tunemath.objective import dpo_loss, dpo_margin
 from tunemath.objective.record import Objective
+from tunemath.runner.heads import States, output_states
 from tunemath.runner.hf_labels import IGNORED, collate, shift_targets, supervised_rows
-from tunemath.runner.prefix import forward_parameters
 
 __all__ = ["Row", "Rows", "TuneTrainer", "Witness"]
 
@@ -87,7 +87,6 @@ class TuneTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         self.step_metrics: defaultdict[str, float] = defaultdict(float)
-        self._keeps_logits = "logits_to_keep" in forward_parameters(self.model)
 
     def collated(self, examples: Sequence[tuple[Row, ...]]) -> dict[str, torch.Tensor]:
         """Stack examples into a batch; of pairs, all chosen rows come before all rejected ones."""
@@ -117,8 +116,8 @@ class TuneTrainer(Trainer):
         if self.objective.kind == "dpo":
             loss = self._dpo_sum(model, inputs) / weight
         else:
-            values = self._supervised(model, inputs, cross_entropy)
-            loss = values[0].sum() / weight
+            states, targets, counts = self._supervised(model, inputs)
+            loss = states.cross_entropy(targets, counts) / weight
         if not torch.isfinite(loss):
             raise RunError(
                 f"the loss became {loss.item()} at step {self.state.global_step + 1}; "
@@ -127,28 +126,22 @@ class TuneTrainer(Trainer):
         return loss
 
     def _supervised(
-        self, model: Any, inputs: dict[str, torch.Tensor], value: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return ``value(logits, targets)`` at each target (N,), and the target mask (B, T-1).
+        self, model: Any, inputs: dict[str, torch.Tensor]
+    ) -> tuple[States, torch.Tensor, torch.Tensor]:
+        """Return states (B, C, …), their targets and which of these count, (B, C).
 
-        Only columns in which some row has a target reach the head.
+        C are the columns in which some row has a target.
         """
         targets, counts = shift_targets(inputs["labels"])
         columns = counts.any(dim=0).nonzero()[:, 0]
         arguments = {key: inputs[key] for key in ("input_ids", "attention_mask")}
-        if self._keeps_logits:
-            logits = model(**arguments, logits_to_keep=columns).logits
-        else:
-            logits = model(**arguments).logits[:, columns]
-        chosen = counts[:, columns]
-        return value(logits[chosen].float(), targets[:, columns][chosen]), counts
+        states = output_states(model, keep=columns, **arguments)
+        return states, targets[:, columns], counts[:, columns]
 
     def _answer_log_probs(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return each row's log-probability summed over its answer's tokens, (B,) nats."""
-        values, counts = self._supervised(model, inputs, token_log_probs)
-        full = torch.zeros(counts.shape, dtype=values.dtype, device=values.device)
-        full = full.masked_scatter(counts, values)
-        return full.sum(dim=1)
+        states, targets, counts = self._supervised(model, inputs)
+        return states.log_probs(targets, counts).sum(dim=1)
 
     def _dpo_sum(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Sum the DPO loss over pairs: policy is the adapter on, reference the adapter off."""
