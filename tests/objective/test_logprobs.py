@@ -134,8 +134,11 @@ def test_perplexity_and_bits():
     assert bits_per_byte(nats.sum(), 7) == pytest.approx(3.5 / 7 / math.log(2), rel=1e-15)
     # A uniform model over 256 byte values needs 8 bits a byte.
     assert bits_per_byte(100 * math.log(256), 100) == pytest.approx(8.0, rel=1e-15)
-    with pytest.raises(ValueError, match="expected the number of bytes"):
-        bits_per_byte(1.0, 0)
+    for bad in (0, -3, math.inf, math.nan):
+        with pytest.raises(ValueError, match="expected the number of bytes"):
+            bits_per_byte(1.0, bad)
+    with pytest.raises(ShapeError, match=r"nats \(2,\), n_bytes \(\)"):
+        bits_per_byte([1.0, 2.0], 7)
 
 
 def test_a_row_in_which_nothing_is_possible_raises():
@@ -170,7 +173,9 @@ def test_gradients_are_finite_differences_and_the_same_in_jax(function):
 
 
 @pytest.mark.parametrize("size", [1e4, -1e4])
-@pytest.mark.parametrize("name", ["token_log_probs", "entropy", "log_normaliser"])
+@pytest.mark.parametrize(
+    "name", ["token_log_probs", "entropy", "log_normaliser", "log_sum_square_probs"]
+)
 def test_extreme_logits_have_finite_values_and_gradients(name, size):
     z = torch.tensor([[size, 0.0, 1.0, -size, 2.0]] * 3, requires_grad=True)
     value = PER_ROW[name](z)
@@ -272,3 +277,87 @@ def test_a_row_without_an_answer_raises():
         sequence_log_prob(np.zeros((2, 3)), [[0, 0, 0], [0, 1, 0]])
     with pytest.raises(ShapeError, match="shapes differ"):
         sequence_log_prob(np.zeros((2, 3)), [0, 1, 0])
+
+
+@pytest.mark.parametrize("gap", [2.0, 6.0, 9.0, 12.0, 16.0])
+def test_peaked_distributions_keep_their_digits_in_float32(gap):
+    mpmath = pytest.importorskip("mpmath")
+    z = np.float32(np.random.default_rng(5).normal(size=500))
+    z[3] = gap + math.log(500)
+    with mpmath.workdps(40):
+        weights = [mpmath.exp(mpmath.mpf(float(value))) for value in z]
+        p = [weight / mpmath.fsum(weights) for weight in weights]
+        squares = float(mpmath.log(mpmath.fsum(q * q for q in p)))
+        expected = float(-mpmath.fsum(q * mpmath.log(q) for q in p))
+    assert float(log_sum_square_probs(z)) == pytest.approx(squares, rel=4e-7, abs=0)
+    assert float(entropy(z)) == pytest.approx(expected, rel=4e-7, abs=0)
+
+
+OVER_TOKENS = {
+    "token_log_probs": lambda z: token_log_probs(z, [0, 4, 2]),
+    "entropy": entropy,
+    "log_normaliser": log_normaliser,
+    "log_sum_square_probs": log_sum_square_probs,
+}
+
+
+@pytest.mark.parametrize("function", OVER_TOKENS.values(), ids=OVER_TOKENS)
+def test_tokens_that_cannot_occur_are_as_if_left_out(function):
+    """Value and gradient are those of the logits without them, and theirs is zero."""
+    z = torch.tensor(LOGITS[0], requires_grad=True)
+    wider = torch.cat([z.detach(), torch.full((3, 2), -math.inf)], -1).requires_grad_()
+    torch.testing.assert_close(function(wider), function(z), rtol=1e-14, atol=0)
+    (expected,) = torch.autograd.grad(function(z).sum(), z)
+    (gradient,) = torch.autograd.grad(function(wider).sum(), wider)
+    assert gradient[:, 5:].tolist() == [[0.0, 0.0]] * 3
+    torch.testing.assert_close(gradient[:, :5], expected)
+    traced = jax.jit(jax.grad(lambda a: function(a).sum()))(jax.numpy.asarray(wider.tolist()))
+    np.testing.assert_allclose(traced, gradient.numpy(), rtol=1e-10, atol=1e-14)
+
+
+def test_an_impossible_target_has_a_finite_gradient():
+    z = torch.tensor([0.0, -math.inf, 1.0], dtype=torch.float64, requires_grad=True)
+    value = token_log_probs(z, torch.tensor(1))
+    value.backward()
+    assert value.item() == -math.inf
+    assert z.grad is not None
+    q = 1 / (1 + math.exp(1.0))
+    assert z.grad.tolist() == pytest.approx([-q, 1.0, q - 1])
+
+
+@pytest.mark.parametrize("name", PER_ROW)
+def test_torch_maps_rows_by_vmap(name):
+    z = torch.tensor(LOGITS)
+    got = torch.func.vmap(PER_ROW[name])(z)
+    torch.testing.assert_close(got, torch.stack([PER_ROW[name](one) for one in z]))
+
+
+@pytest.mark.parametrize("name", PER_ROW)
+def test_jax_without_64_bits(name):
+    """Targets, masks and values stay in the 32 bits that JAX has by default, without a warning."""
+    with jax.enable_x64(False):
+        z = jax.numpy.asarray(LOGITS[0])
+        value, gradient = jax.value_and_grad(lambda a: PER_ROW[name](a).sum())(z)
+        assert (value.dtype, gradient.dtype) == (np.float32, np.float32)
+    assert float(value) == pytest.approx(float(PER_ROW[name](LOGITS[0]).sum()), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*lru_cache:UserWarning")
+@pytest.mark.parametrize(
+    ("function", "second"),
+    [
+        (token_log_probs, TARGETS),
+        (sequence_log_prob, LOGITS > -1),
+        (mean_log_prob, LOGITS > -1),
+        (bits_per_byte, np.exp(LOGITS)),
+        (lambda z, _: adjusted_logits(z, scale=0.3, soft_cap=5.0), LOGITS),
+        (lambda z, _: perplexity(z), LOGITS),
+        (lambda z, _: entropy(z) + log_normaliser(z) * log_sum_square_probs(z), LOGITS),
+    ],
+)
+def test_torch_compiles_without_a_break(function, second):
+    torch.compiler.reset()
+    given = torch.tensor(LOGITS), torch.tensor(second)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*given), function(*given))

@@ -143,3 +143,21 @@ def test_bad_divergences(given, message):
     for call in (divergence_score, lambda u, **o: dpo_loss(u, u, u, u, **o)):
         with pytest.raises(ValueError, match=message.replace("?", r"\?")):
             call(0.0, **given)
+
+
+@pytest.mark.parametrize("make", LIBRARIES.values(), ids=LIBRARIES)
+def test_the_jensen_shannon_score_keeps_its_digits_near_the_start(make):
+    mpmath = pytest.importorskip("mpmath")
+    u = np.float32([1e-6, -1e-6, 3e-4, -3e-4, 0.5, -0.5])
+    with mpmath.workdps(40):
+        exact = [float(mpmath.log(2 / (1 + mpmath.exp(-mpmath.mpf(float(one)))))) for one in u]
+    got = same(divergence_score(make(u), "js_divergence"))
+    np.testing.assert_allclose(got, exact, rtol=3e-7)
+
+
+def test_the_jensen_shannon_score_starts_with_slope_one_half():
+    u = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(divergence_score(u, "js_divergence").sum(), u)
+    assert slope.item() == 0.5
+    traced = jax.grad(lambda x: divergence_score(x, "js_divergence"))(jax.numpy.asarray(0.0))
+    assert float(traced) == 0.5

@@ -87,6 +87,20 @@ def test_the_mean_does_not_depend_on_how_the_batch_is_cut(pairs, size):
     assert pooled_mean(parts) == pytest.approx(masked_mean(values, mask), abs=1e-12)
 
 
+@given(rows, st.integers(1, 7), st.integers(0, 99))
+def test_nor_does_the_weighted_mean(pairs, size, seed):
+    values, mask = map(list, zip(*pairs, strict=True))
+    weights = np.random.default_rng(seed).uniform(0.1, 2.0, len(values)).tolist()
+    parts = [
+        masked_sum(values[i : i + size], mask[i : i + size], weights[i : i + size])
+        for i in range(0, len(values), size)
+    ]
+    assert pooled_mean(parts) == pytest.approx(masked_mean(values, mask, weights), abs=1e-11)
+    on = np.array(mask)
+    expected = np.average(np.array(values)[on], weights=np.array(weights)[on])
+    assert pooled_mean(parts) == pytest.approx(expected, abs=1e-11)
+
+
 @given(rows)
 def test_masked_is_compressed(pairs):
     kept = [value for value, selected in pairs if selected]
@@ -152,7 +166,7 @@ def test_bad_weights():
     for bad in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="weights hold negative numbers"):
             masked_mean([1.0, 2.0], [1, 1], [1.0, bad])
-    with pytest.raises(MaskError, match="0 of 2 values"):
+    with pytest.raises(MaskError, match="weights above 0 select 0 of 2 values"):
         masked_mean([1.0, 2.0], [1, 1], [0.0, 0.0])
     with pytest.raises(MaskError, match=r"in 1 of 2 sequence\(s\) nothing counts"):
         sequence_sum([[1.0, 2.0], [3.0, 4.0]], [[1, 1], [0, 0]])
@@ -178,3 +192,56 @@ def test_weighted_gradients():
     values = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
     for function in (masked_mean, lambda v, m, w: sequence_sum(v, m, w)[0]):
         assert torch.autograd.gradcheck(lambda v, f=function: f(v, mask, weights), (values,))
+
+
+def test_16_bit_parts_are_added_in_float32():
+    parts = [(torch.tensor(1.0, dtype=torch.bfloat16), 1)] * 1000
+    assert float(pooled_mean(parts)) == 1.0
+
+
+def test_what_a_sequence_masks_out_leaves_no_trace_in_the_gradient():
+    nan = float("nan")
+    values = torch.tensor([[1.0, nan], [3.0, 5.0]], requires_grad=True)
+    total, _ = sequence_sum(values, [[1, 0], [1, 1]], torch.tensor([[2.0, nan], [1.0, 3.0]]))
+    total.backward()
+    assert total.item() == 1.0 + (3.0 + 15.0) / 4
+    assert values.grad is not None
+    assert values.grad.tolist() == [[1.0, 0.0], [0.25, 0.75]]
+
+
+REDUCED = {
+    "sum": lambda v, m: masked_sum(v, m)[0],
+    "mean": masked_mean,
+    "weighted": lambda v, m: masked_mean(v, m, v * v),
+    "sequences": lambda v, m: pooled_mean([sequence_sum(v, m), masked_sum(v, m)]),
+}
+
+
+@pytest.mark.parametrize("name", REDUCED)
+def test_jax_without_64_bits(name):
+    with jax.enable_x64(False):
+        values = jax.numpy.asarray([[1.0, 2.0], [3.0, 5.0]])
+        mask = jax.numpy.asarray([[1, 0], [1, 1]])
+        value, gradient = jax.jit(jax.value_and_grad(REDUCED[name]))(values, mask)
+        assert (value.dtype, gradient.dtype) == (np.float32, np.float32)
+    expected = REDUCED[name](np.asarray(values, np.float64), np.asarray(mask))
+    assert float(value) == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", REDUCED)
+def test_torch_maps_batches_by_vmap(name):
+    values = torch.randn(3, 2, 4, dtype=torch.float64)
+    mask = torch.tensor([[True, False, True, True], [False, True, True, False]]).expand(3, 2, 4)
+    got = torch.func.vmap(REDUCED[name])(values, mask)
+    each = [REDUCED[name](v, m) for v, m in zip(values, mask, strict=True)]
+    torch.testing.assert_close(got, torch.stack(each))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*lru_cache:UserWarning")
+@pytest.mark.parametrize("name", REDUCED)
+def test_torch_compiles_without_a_break(name):
+    torch.compiler.reset()
+    values, mask = torch.tensor([[1.0, 2.0], [3.0, 5.0]]), torch.tensor([[1, 0], [1, 1]])
+    compiled = torch.compile(REDUCED[name], fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(values, mask), REDUCED[name](values, mask))

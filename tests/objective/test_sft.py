@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import math
+import types
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 import torch
 from libraries import LIBRARIES, same
+from trl_trainers import ACCELERATOR, metrics
 
 from tunemath.objective import cross_entropy, dft_loss, masked_mean
 
@@ -56,14 +59,46 @@ def test_dfts_gradient_is_that_of_the_probability():
     p = torch.softmax(z, -1).gather(1, y[:, None])
     (expected,) = torch.autograd.grad(-p.sum(), z)
     torch.testing.assert_close(ours, expected)
-    # As TRL weights it: the token's loss times its probability, detached.
-    nll = torch.nn.functional.cross_entropy(z, y, reduction="none")
-    (theirs,) = torch.autograd.grad((nll * torch.exp(-nll).detach()).sum(), z)
-    torch.testing.assert_close(ours, theirs)
     traced = jax.jit(jax.grad(lambda a: dft_loss(a, TARGETS.tolist()).sum()))(
         jax.numpy.asarray(LOGITS)
     )
     np.testing.assert_allclose(traced, expected.numpy(), rtol=1e-10, atol=1e-15)
+
+
+def trls(kind, log_probs, mask):
+    """Return the loss of TRL's SFT trainer for given log-probabilities, 0 off the mask."""
+    trl = pytest.importorskip("trl")
+    accelerator = types.SimpleNamespace(**vars(ACCELERATOR), parallelism_config=None)
+    stand_in = types.SimpleNamespace(
+        model=types.SimpleNamespace(training=False),
+        args=types.SimpleNamespace(loss_type=kind, average_tokens_across_devices=False),
+        accelerator=accelerator,
+        aux_loss_enabled=False,
+        compute_loss_func=None,
+        label_smoother=None,
+        _metrics=metrics(),
+        _total_train_tokens=0,
+    )
+    nothing = torch.zeros_like(log_probs)
+    outputs = types.SimpleNamespace(
+        log_probs=log_probs * mask, label_mask=mask, entropy=nothing, is_top1=nothing.bool()
+    )
+    return trl.SFTTrainer.compute_loss(stand_in, lambda **_: outputs, {})
+
+
+@pytest.mark.parametrize(("kind", "loss"), [("nll", cross_entropy), ("dft", dft_loss)])
+def test_equals_trls_own_trainer_in_value_and_gradient(kind, loss):
+    z, y = torch.tensor(LOGITS, requires_grad=True), torch.tensor(TARGETS)
+    mask = torch.tensor([True, True, False, True])
+    ours = masked_mean(loss(z, y), mask)
+    theirs = trls(kind, torch.log_softmax(z, -1).gather(1, y[:, None])[:, 0], mask)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(torch.autograd.grad(ours, z), torch.autograd.grad(theirs, z))
+
+
+def test_trls_dft_of_an_impossible_target_is_no_number():
+    theirs = trls("dft", torch.tensor([-math.inf, -1.0]), torch.tensor([True, True]))
+    assert math.isnan(theirs)
 
 
 def test_dft_of_an_impossible_target_is_zero():
@@ -121,3 +156,46 @@ def test_masked_is_compressed():
 def test_options_without_meaning_are_refused(option, value, message):
     with pytest.raises(ValueError, match=message):
         cross_entropy(LOGITS, TARGETS, **{option: value})
+
+
+ON_LOGITS = {
+    "plain": lambda z: cross_entropy(z, TARGETS.tolist()),
+    "smoothed": lambda z: cross_entropy(z, TARGETS.tolist(), label_smoothing=0.2, z_loss=1e-2),
+    "dft": lambda z: dft_loss(z, TARGETS.tolist()),
+}
+every_loss = pytest.mark.parametrize("loss", ON_LOGITS.values(), ids=ON_LOGITS)
+
+
+@every_loss
+def test_jax_and_torch_func_give_the_gradient(loss):
+    z = torch.tensor(LOGITS, requires_grad=True)
+    (expected,) = torch.autograd.grad(loss(z).sum(), z)
+    traced = jax.jit(jax.grad(lambda a: loss(a).sum()))(jax.numpy.asarray(LOGITS))
+    np.testing.assert_allclose(traced, expected.numpy(), rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(torch.func.grad(lambda a: loss(a).sum())(z.detach()), expected)
+
+
+@every_loss
+def test_torch_maps_batches_by_vmap(loss):
+    z = torch.tensor(np.stack([LOGITS, LOGITS[::-1].copy()]))
+    torch.testing.assert_close(torch.func.vmap(loss)(z), torch.stack([loss(z[0]), loss(z[1])]))
+
+
+@every_loss
+def test_jax_without_64_bits(loss):
+    with jax.enable_x64(False):
+        value, gradient = jax.value_and_grad(lambda a: loss(a).sum())(jax.numpy.asarray(LOGITS))
+        assert (value.dtype, gradient.dtype) == (np.float32, np.float32)
+    assert float(value) == pytest.approx(float(loss(LOGITS).sum()), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*lru_cache:UserWarning")
+@pytest.mark.parametrize(
+    "loss", [cross_entropy, partial(cross_entropy, label_smoothing=0.2, z_loss=1e-2), dft_loss]
+)
+def test_torch_compiles_without_a_break(loss):
+    torch.compiler.reset()
+    given = torch.tensor(LOGITS), torch.tensor(TARGETS)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*given), loss(*given))

@@ -139,8 +139,10 @@ def log_sum_square_probs(logits: Any) -> Any:
     Source: Zhou et al. 2024, "WPO", arXiv 2406.11827.
     """
     xp, z = numeric(logits)
-    _, others, weights = _exponentials(xp, z)
-    return plain(xp.log(xp.sum(weights * weights, axis=-1)) - 2.0 * xp.log1p(others))
+    # log Σ p² = log Z(2z) − 2 log Z(z): the peaks cancel, and a rest beside 1 keeps its digits.
+    _, squares, _ = _exponentials(xp, 2.0 * z)
+    _, others, _ = _exponentials(xp, z)
+    return plain(xp.log1p(squares) - 2.0 * xp.log1p(others))
 
 
 def sequence_log_prob(log_probs: Any, mask: Any) -> Any:
@@ -203,8 +205,12 @@ def bits_per_byte(nats: Any, n_bytes: Any) -> Any:
     0.75
     """
     xp, x, n = numeric(nats, n_bytes)
-    if known(xp.any(n <= 0)):
-        raise ValueError("n_bytes holds 0 or less; expected the number of bytes of the text")
+    same_shape(nats=x, n_bytes=n)
+    if known(~xp.all((n > 0) & (n < math.inf))):
+        raise ValueError(
+            "n_bytes holds 0, a negative number, infinity or NaN; expected the number of bytes of "
+            "the text"
+        )
     return plain(x / (n * math.log(2.0)))
 
 

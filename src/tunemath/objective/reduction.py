@@ -67,7 +67,8 @@ def masked_mean(values: Any, mask: Any, weights: Any = None) -> Any:
     total, weight = masked_sum(values, mask, weights)
     if known(weight <= 0):
         size = math.prod(numeric(values)[1].shape)
-        raise MaskError(f"the mask selects 0 of {size} values; {_WHY_NOTHING}")
+        what = "selects" if weights is None else "and weights above 0 select"
+        raise MaskError(f"the mask {what} 0 of {size} values; {_WHY_NOTHING}")
     return pooled_mean([(total, weight)])
 
 
@@ -116,7 +117,9 @@ def pooled_mean(parts: Iterable[tuple[Any, Any]]) -> Any:
     pairs = list(parts)
     if not pairs:
         raise MaskError("there are no parts to pool; give one (sum, weight) or more")
-    total, weight = sum(s for s, _ in pairs), sum(w for _, w in pairs)
+    # Each sum on its own first: 16-bit ones would be added in their 8 or 11 bits.
+    total = sum(numeric(s)[1] for s, _ in pairs)
+    weight = sum(w for _, w in pairs)
     if known(weight <= 0):
         raise MaskError(f"0 values selected in {len(pairs)} parts; {_WHY_NOTHING}")
     xp, total, weight = numeric(total, weight)

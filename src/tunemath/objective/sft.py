@@ -65,7 +65,7 @@ def dft_loss(logits: Any, targets: Any) -> Any:
     >>> round(float(dft_loss([0.0, 0.0], 1)), 6)
     0.346574
 
-    Source: Wu et al. 2025, arXiv 2508.05629, equation 9.
+    Source: Wu et al. 2025, arXiv 2508.05629, equation 9. Where p_y is 0, TRL gives NaN and this 0.
     """
     xp, log_p = numeric(token_log_probs(logits, targets))
     p = constant(xp.exp(log_p))

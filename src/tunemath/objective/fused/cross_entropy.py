@@ -54,11 +54,11 @@ def linear_cross_entropy(
     off; ``mask`` (…) of booleans or 0/1, all when None; ``weights`` (…) of 0 or more, without a
     unit; ``bias`` (V,); ``lora`` factors of the head; ``label_smoothing`` is ε in [0, 1),
     ``z_loss`` is ζ ≥ 0; ``chunk`` is how many logits a tile holds, or 256 tokens of 1,024 rows
-    where that is more (default: 2^19 on a CPU, 2^26 elsewhere), and a trained head keeps as many
-    whole rows as it allows, or one (default: 2^26, and 2^28). ``backend`` "torch", "liger" or "cce"
-    computes by that library instead. Returns the sum (nats) and the weight (a count, or Σ w),
-    both 0-d: ``pooled_mean([linear_cross_entropy(…)])`` is the mean over the batch, and pairs of
-    micro-batches add.
+    where that is more (default: 2^19 on a CPU, 2^23 in half precision, 2^26 elsewhere), and a
+    trained head keeps as many whole rows as it allows, or one (default: 2^26, and 2^28).
+    ``backend`` "torch", "liger" or "cce" computes by that library instead. Returns the sum (nats)
+    and the weight (a count, or Σ w), both 0-d: ``pooled_mean([linear_cross_entropy(…)])`` is the
+    mean over the batch, and pairs of micro-batches add.
 
     Only selected rows are multiplied: by two products where the head is frozen, three where it
     trains, one without gradient. Extra memory is some rows of D and ``chunk`` logits.

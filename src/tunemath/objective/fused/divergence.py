@@ -185,7 +185,7 @@ class _Divergence(KeptRule):
     ) -> tuple[Statistics, list[tuple[Tensor, Tensor, Tensor | None]]]:
         """Return a block's statistics, and its tiles of (z·log2 e, d, slope) if they are kept."""
         n = len(h)
-        width = tile_width(n, self.form, Budget(self.chunk, h.device).tile)
+        width = tile_width(n, self.form, Budget(self.chunk, self.form).tile)
         quick = quick or (not self.shared and self.form.width != self.base.width)
         pair = Pair(*self._order((self.form, h), (self.base, base)), self.shared, quick)
         buffers = [h.new_empty(n * width, dtype=self.form.dtype) for _ in range(0 if keep else 2)]
@@ -221,7 +221,7 @@ class _Divergence(KeptRule):
     def _far(self, statistics: Statistics, hidden: Tensor) -> tuple[Tensor, ...]:
         """Return the rows that have to be computed from their logits, some at a time."""
         far = statistics.far.nonzero()[:, 0]
-        held = Budget(self.chunk, hidden.device).kept(8 * self.form.vocab)
+        held = Budget(self.chunk, self.form).kept(copies=8)
         return far.split(held) if len(far) else ()
 
     def _logits(self, h: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:

@@ -79,7 +79,7 @@ class _Entropy(KeptRule):
         """Return entropies and log S (float64), the highest z·log2 e, and the tiles if kept."""
         form, n = self.form, len(hidden)
         factor = form.prepare(hidden)
-        width = tile_width(n, form, Budget(self.chunk, hidden.device).tile)
+        width = tile_width(n, form, Budget(self.chunk, form).tile)
         most, rest, inner, tiles, slopes = [], [], [], [], []
         for part in form.tiles(width):
             tile = hidden.new_empty(n, part.hi - part.lo, dtype=form.dtype)

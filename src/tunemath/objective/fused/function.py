@@ -24,8 +24,11 @@ __all__ = [
     "require_first_order",
 ]
 
-# Tiles of about this many logits stay in the cache between their products.
+# Tiles of about this many float32 logits stay in the cache between their products. Products of
+# half-precision matrices take larger ones better, and so do other devices.
 _IN_CACHE = 1 << 19
+_IN_HALF = 1 << 23
+_ELSEWHERE = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -180,18 +183,22 @@ class Budget:
     """How many logits may be held at once, by default or by the caller's ``chunk``."""
 
     chunk: int | None
-    device: torch.device
+    form: Head
 
     @property
     def tile(self) -> int:
         """Logits of a tile that is made and forgotten."""
-        default = _IN_CACHE if self.device.type == "cpu" else 1 << 26
+        default = _IN_CACHE
+        if self.form.native:
+            default = _IN_HALF
+        if self.form.weight.device.type != "cpu":
+            default = _ELSEWHERE
         return default if self.chunk is None else min(default, self.chunk)
 
-    def kept(self, vocab: int) -> int:
-        """Rows that may keep all their logits until their sums are known."""
-        default = 1 << 26 if self.device.type == "cpu" else 1 << 28
-        return max(1, (self.chunk or default) // vocab)
+    def kept(self, copies: int = 1) -> int:
+        """Rows that may keep all their logits, so many copies of them, until sums are known."""
+        default = 1 << 26 if self.form.weight.device.type == "cpu" else 1 << 28
+        return max(1, (self.chunk or default) // (copies * self.form.vocab))
 
 
 def require_first_order() -> None:

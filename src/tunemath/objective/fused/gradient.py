@@ -52,7 +52,7 @@ class CrossEntropy:
         """
         grads = Gradients(self.form, hidden, needs)
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        cut = list(blocks(len(hidden), Budget(self.chunk, hidden.device).kept(self.form.vocab)))
+        cut = list(blocks(len(hidden), Budget(self.chunk, self.form).kept()))
         most = max((rows.stop - rows.start for rows in cut), default=0)
         room = hidden.new_empty(most * self.form.vocab, dtype=self.form.dtype)
         for rows in cut:
@@ -68,7 +68,7 @@ class CrossEntropy:
     def _scan(self, hidden: Tensor, rows: slice, gradient: bool, keep: Tensor | None) -> Sums:
         return scan(
             self.form, hidden[rows], self.ids[rows], gradient=gradient, keep=keep,
-            smoothing=self.label_smoothing > 0, chunk=Budget(self.chunk, hidden.device).tile,
+            smoothing=self.label_smoothing > 0, chunk=Budget(self.chunk, self.form).tile,
         )  # fmt: skip
 
     def _losses(self, sums: Sums) -> Tensor:

@@ -60,7 +60,7 @@ class KeptRule:
         return grads
 
     def _parts(self, rows: slice, hidden: Tensor) -> list[slice]:
-        held = Budget(self.chunk, hidden.device).kept(self.form.vocab * self.copies)
+        held = Budget(self.chunk, self.form).kept(self.copies)
         return [
             slice(rows.start + part.start, rows.start + part.stop)
             for part in blocks(rows.stop - rows.start, held)

@@ -24,7 +24,7 @@ __all__ = ["Sums", "scan", "tile_width"]
 
 # Above it, e^z W could overflow in float32: such rows are scanned again from their maximum.
 _FAR = 1e30
-_NARROWEST = 256
+_NARROWEST, _HEAD = 256, 512
 
 
 @dataclass
@@ -56,8 +56,9 @@ class Sums:
 
 
 def tile_width(rows: int, head: Head, chunk: int) -> int:
-    """Return how many tokens a tile may have: ``chunk`` logits and as much of the head at most."""
-    width = max(_NARROWEST, chunk // max(rows, head.width, 1))
+    """Return how many tokens a tile may have: ``chunk`` logits, and about as much of the head."""
+    of_head = max(_HEAD, chunk // head.width)
+    width = max(_NARROWEST, min(chunk // max(rows, 1), of_head))
     return min(head.vocab, width // 64 * 64)
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from tunemath.arrays import known, numeric, plain
 from tunemath.objective.preference.inputs import answers, token_counts, unknown_name
-from tunemath.objective.preference.logistic import softplus
 from tunemath.objective.preference.margin import dpo_margin
 
 __all__ = ["divergence_score", "power_score", "score_margin"]
@@ -49,7 +48,9 @@ def divergence_score(
     xp, u = numeric(log_ratio)
     _check(divergence, alpha)
     if divergence == "js_divergence":
-        return plain(math.log(2) - softplus(xp, -u))
+        # log 2 − log(1 + 1/t), by whichever of e^u and e^−u is at most 1: nothing cancels at 0.
+        up, down = xp.where(u >= 0, u, 0.0), xp.where(u < 0, u, 0.0)
+        return plain(down - xp.log1p(xp.expm1(xp.where(u >= 0, -up, down)) / 2.0))
     power = _POWERS[divergence]
     return plain(power_score(xp, u, alpha if power is None else power))
 
