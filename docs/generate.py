@@ -3,30 +3,39 @@
 The commands come from the Typer application, the contract's fields from its pydantic records,
 the checks from the registry; so no page can say what the code does not.
 
-    python docs/generate.py           writes the pages
-    python docs/generate.py --check   exits with 1 and names each page that is not current
+The pages of the objectives take headings, signatures and examples from the functions; what
+stands between, in docs/templates/objective, is written by hand. docs/figures.py draws.
+
+    python docs/generate.py           writes the pages and the figures
+    python docs/generate.py --check   exits with 1 and names each that is not current
 """
 
 from __future__ import annotations
 
 import argparse
+import doctest
 import inspect
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from os.path import relpath
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import figures
 import typer
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel
 
+from tunemath import objective
 from tunemath.checks import OWED, Checklist
 from tunemath.cli.app import app
 from tunemath.contract import FineTune, contract_schema
 from tunemath.findings import CheckStage, Status, Verdict
+from tunemath.objective import fused, preference
 
 __all__ = ["PAGES", "main"]
 
@@ -229,6 +238,117 @@ def _filled(page: str, **parts: Any) -> str:
     return f"{_NOTE}\n{templates.get_template(f'{page}.j2').render(parts)}"
 
 
+# The families in the order of the index.
+OBJECTIVE_PAGES = (
+    "log-probabilities",
+    "sft",
+    "divergences",
+    "estimators",
+    "distillation",
+    "preference",
+    "reference-free",
+    "unpaired",
+    "fused",
+)
+
+
+def objective_page(name: str) -> str:
+    """Return a page of docs/objective: the template's prose around what the functions say."""
+    shown = _documented(name)
+    return _filled(
+        f"objective/{name}.md",
+        functions=", ".join(f"[`{one}`](#{one.lower()})" for one in shown),
+        imports=_imports(shown),
+        function=_function,
+        example=lambda one: _block("python", _examples(one)),
+        arxiv=lambda number: f"[arXiv {number}](https://arxiv.org/abs/{number})",
+        figure=lambda one: f"![{figures.alt(one)}](figures/{one}.svg)",
+        losses=_losses,
+    )
+
+
+def objective_index() -> str:
+    """Return docs/objective/index.md: the conventions, and every function with its page."""
+    rows = [
+        (f"[`{one}`]({page}.md#{one.lower()})", _summary(one))
+        for page in OBJECTIVE_PAGES
+        for one in _documented(page)
+    ]
+    return _filled("objective/index.md", table=_table(("function", "what it is"), rows))
+
+
+def _documented(page: str) -> list[str]:
+    """Return the names that a page's template has a section for, in its order."""
+    template = (_HERE / "templates" / "objective" / f"{page}.md.j2").read_text(encoding="utf-8")
+    return re.findall(r"\{\{ function\(\"(\w+)\"\) \}\}", template)
+
+
+def _home(name: str) -> Any:
+    """Return the module that a public name is imported from."""
+    return next(one for one in (fused, preference, objective) if name in one.__all__)
+
+
+def _imports(names: Iterable[str]) -> str:
+    """Return the statements that a page's examples begin with."""
+    examples = "\n".join(_examples(name) for name in names)
+    lines = [f">>> import {one}" for one in ("math", "torch") if f"{one}." in examples]
+    homes: dict[str, list[str]] = {}
+    for name in names:
+        homes.setdefault(_home(name).__name__, []).append(name)
+    for home, several in homes.items():
+        listed = textwrap.wrap(", ".join(sorted(several)) + ",", 90)
+        lines += [f">>> from {home} import (", *(f"...     {line}" for line in listed), "... )"]
+    return _block("python", "\n".join(lines))
+
+
+def _function(name: str) -> str:
+    """Return a function's heading, its signature and its first sentence."""
+    thing = getattr(_home(name), name)
+    parts = [f"### {name}"]
+    if callable(thing):
+        signature = inspect.signature(thing)
+        bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+        text = f"{name}{inspect.Signature(bare)}"
+        parts += [_block("", "\n".join(textwrap.wrap(text, 92, subsequent_indent="    ")))]
+        parts += [_summary(name)]
+    return "\n\n".join(parts)
+
+
+def _summary(name: str) -> str:
+    thing = getattr(_home(name), name)
+    if not callable(thing):
+        return "The preference losses by their names."
+    first = inspect.cleandoc(thing.__doc__ or "").partition("\n\n")[0]
+    return re.sub(r"``", "`", first.partition("\n")[0])
+
+
+def _examples(name: str) -> str:
+    """Return the examples of a function's docstring, with what they give."""
+    text = getattr(_home(name), name).__doc__ or ""
+    found = (
+        doctest.DocTestParser().get_examples(text) if callable(getattr(_home(name), name)) else []
+    )
+    lines = []
+    for one in found:
+        first, *rest = one.source.splitlines()
+        lines += [f">>> {first}", *(f"... {line}" for line in rest), *one.want.splitlines()]
+    return "\n".join(lines)
+
+
+def _losses() -> str:
+    """Return the table of the preference losses by name."""
+    rows = []
+    for name, loss in preference.PAIR_LOSSES.items():
+        parameters = inspect.signature(loss).parameters.values()
+        arrays = [p.name for p in parameters if p.default is p.empty]
+        rows.append((f"`{name}`", f"`{loss.__name__}`", _codes(arrays)))
+    return _table(("name", "function", "needs"), rows)
+
+
+def _block(language: str, text: str) -> str:
+    return f"```{language}\n{text}\n```"
+
+
 def schema_file() -> str:
     """Return the schema by which an editor completes the contracts of ``examples/``."""
     return json.dumps(contract_schema(), indent=1) + "\n"
@@ -239,6 +359,9 @@ PAGES: dict[str, Callable[[], str]] = {
     "cli.md": cli_page,
     "contract.md": contract_page,
     "finetune.schema.json": schema_file,
+    "objective/index.md": objective_index,
+    **{f"objective/{name}.md": partial(objective_page, name) for name in OBJECTIVE_PAGES},
+    **{f"objective/figures/{name}.svg": partial(figures.svg, name) for name in figures.NAMES},
 }
 
 
@@ -250,13 +373,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     stale = 0
     for name, page in PAGES.items():
-        path, text = options.into / name, page()
+        path = options.into / name
         if not options.check:
-            path.write_text(text, encoding="utf-8", newline="\n")
-        elif not path.is_file() or path.read_bytes() != text.encode():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(page(), encoding="utf-8", newline="\n")
+        elif not path.is_file() or not _is_current(path, page):
             print(f"{relpath(path)} is stale; renew it with: {_RENEW}", file=sys.stderr)
             stale = 1
     return stale
+
+
+def _is_current(path: Path, page: Callable[[], str]) -> bool:
+    """Return whether a file says what the code does; a figure, whether it plots the same."""
+    if path.suffix == ".svg":
+        return figures.is_current(path.stem, path.read_text(encoding="utf-8"))
+    return path.read_bytes() == page().encode()
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ NAMES = ("checks.md", "cli.md", "contract.md")
 
 
 def load_generate() -> ModuleType:
+    sys.path.append(str(GENERATE.parent))
     spec = importlib.util.spec_from_file_location("docs_generate", GENERATE)
     assert spec is not None
     assert spec.loader is not None
