@@ -48,22 +48,30 @@ class Row:
     repetitions: int = 0
 
 
-def require_quiet(most: float = 30.0, seconds: float = 2.0) -> None:
-    """Refuse to time anything while another process uses more than ``most`` percent of a core."""
+def require_quiet(most: float = 30.0, patience: float = 300.0) -> None:
+    """Wait until no other process uses more than ``most`` percent of a core, or give up."""
+    end = time.monotonic() + patience
+    while busy := _busiest(most):
+        if time.monotonic() > end:
+            raise SystemExit(f"{busy}; time on an idle machine, or pass --anyway")
+        print(f"waiting: {busy}", file=sys.stderr)
+        time.sleep(5)
+
+
+def _busiest(most: float) -> str:
+    """Return which other process uses more than ``most`` percent of a core; nothing if none."""
     mine = {os.getpid(), *(p.pid for p in psutil.Process().parents())}
     others = [p for p in psutil.process_iter() if p.pid not in mine]
     for process in others:
         with _gone():
             process.cpu_percent()
-    time.sleep(seconds)
+    time.sleep(2)
     for process in others:
         with _gone():
             share = process.cpu_percent()
             if share > most:
-                raise SystemExit(
-                    f"process {process.pid} ({process.name()}) uses {share:.0f} % of a core; time "
-                    "on an idle machine, or pass --anyway"
-                )
+                return f"process {process.pid} ({process.name()}) uses {share:.0f} % of a core"
+    return ""
 
 
 class _gone:
@@ -73,11 +81,17 @@ class _gone:
         return kind is not None and issubclass(kind, psutil.Error)
 
 
-def interleaved(contenders: Sequence[Contender], repetitions: int) -> dict[str, list[float]]:
-    """Return seconds of every repetition; each round starts with another contender."""
+def interleaved(
+    contenders: Sequence[Contender], repetitions: int, warm: set[str]
+) -> dict[str, list[float]]:
+    """Return seconds of every repetition; each round starts with another contender.
+
+    Contenders that are not ``warm`` yet run once before.
+    """
     seconds: dict[str, list[float]] = {c.name: [] for c in contenders}
     for c in contenders:
-        c.run()
+        if c.name not in warm:
+            c.run()
     for turn in range(repetitions):
         order = [*contenders[turn % len(contenders) :], *contenders[: turn % len(contenders)]]
         for c in order:
@@ -174,7 +188,7 @@ def _processor() -> str:
 
 
 def table(title: str, measured: Sequence[Row]) -> str:
-    """Return a Markdown table of a case."""
+    """Return a Markdown table of a case; ratios are of medians."""
     errors = sorted({key for row in measured for key in row.errors})
     head = ["", "setting", "median s", "min s", "× floor", "× tunemath", "extra MB", "first call s"]
     head += [f"error, {key}" for key in errors]
@@ -182,7 +196,7 @@ def table(title: str, measured: Sequence[Row]) -> str:
     for row in measured:
         cells = [
             row.name, row.setting, f"{row.median_s:.3f}", f"{row.min_s:.3f}",
-            f"{row.to_floor:.2f}", _or_blank(row.extra_mb, ".0f"),
+            f"{row.to_floor:.2f}", f"{row.to_ours:.2f}", _or_blank(row.extra_mb, ".0f"),
             _or_blank(row.first_call_s, ".1f"),
             *(_or_blank(row.errors.get(key), ".1e") for key in errors),
         ]  # fmt: skip

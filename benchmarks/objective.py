@@ -2,8 +2,9 @@
 
     pip install -c constraints.txt -e '.[bench]'
     python benchmarks/objective.py                     every comparison, some 40 minutes
-    python benchmarks/objective.py C1 C3 --reps 3      some of them, sooner
-    python benchmarks/objective.py --json FILE --markdown docs/objective/benchmarks.md
+    python benchmarks/objective.py C1 C3-512           some of them
+    python benchmarks/objective.py --json benchmarks/results/objective.json \\
+        --markdown docs/objective/benchmarks.md        and the docs' page
 
 Every comparison first holds each contender's loss and gradient against float64, then times all of
 them in turn (each round starts with another), with the bare matrix products of the rows that count
@@ -71,7 +72,8 @@ class Case:
     contenders: list[Contender]
     reference: Callable[[], tuple[torch.Tensor, ...]] | None
     bound: float = 1e-4
-    memory: bool = True
+    memory: tuple[str, ...] | None = None
+    """Whose extra memory and first call are measured; None means all."""
 
 
 def losses64(b: Batch, trained: bool, upstream: torch.Tensor | None = None) -> Any:
@@ -105,7 +107,13 @@ def errors(got: tuple[Any, ...], wanted: tuple[Any, ...]) -> dict[str, float]:
     }
 
 
-def sft_case(key: str, shape: Shape, trained: bool, leave: tuple[str, ...] = ()) -> Case:
+def sft_case(
+    key: str,
+    shape: Shape,
+    trained: bool,
+    only: tuple[str, ...] | None = None,
+    memory: tuple[str, ...] | None = None,
+) -> Case:
     b = batch(shape)
     kind = "trained" if trained else "frozen"
     contenders = [
@@ -113,33 +121,35 @@ def sft_case(key: str, shape: Shape, trained: bool, leave: tuple[str, ...] = ())
             name, products(b, trained) if name == "floor" else with_gradient(f, b, trained), s
         )
         for name, (s, f) in mean_losses(b).items()
-        if not name.startswith(leave or ("\0",))
+        if only is None or name in only
     ]
     title = (
         f"{key}: SFT, {kind} head, N {shape.N:,}, D {shape.D:,}, V {shape.V:,}, "
         f"{shape.share:.0%} supervised, {str(shape.dtype).removeprefix('torch.')}"
     )
-    return Case(key, title, contenders, lambda: losses64(b, trained), BOUND[shape.dtype])
+    gated = lambda: losses64(b, trained)  # noqa: E731
+    return Case(key, title, contenders, gated, BOUND[shape.dtype], memory)
 
 
-def log_prob_case(key: str, shape: Shape) -> Case:
+def log_prob_case(key: str, shape: Shape, leave: tuple[str, ...] = ()) -> Case:
     b = batch(shape)
     n = int(b.mask.sum())
     upstream = torch.rand(n, generator=torch.Generator().manual_seed(5)) + 0.5
     contenders = [
         Contender(name, with_gradient(f, b, False), s)
         for name, (s, f) in log_prob_contenders(b, upstream).items()
+        if name not in leave
     ]
     contenders.append(Contender("floor", products(b, False), f"{n} rows"))
     title = (
         f"{key}: log-probabilities with gradient, frozen head, {n} of {shape.N:,} rows, "
         f"D {shape.D:,}, V {shape.V:,}, float32"
     )
-    return Case(key, title, contenders, lambda: losses64(b, False, upstream))
+    return Case(key, title, contenders, lambda: losses64(b, False, upstream), memory=())
 
 
 def bfloat16_case(key: str, shape: Shape) -> Case:
-    case = sft_case(key, shape, False, leave=("TRL", "torch chunked, 128", "floor"))
+    case = sft_case(key, shape, False, only=HALF)
     b = batch(shape)
     full = Batch(b.h.float(), b.W[: 1 << 14].float(), b.y, b.mask)
     half = Batch(b.h, b.W, b.y, b.mask)
@@ -181,7 +191,10 @@ def kl64(t: Two, part: int = 64) -> tuple[torch.Tensor, ...]:
 
 def kl_case(key: str, shape: Shape, heads: bool) -> Case:
     t = two_models(shape, KL_SIZES["1e-2"], heads=heads)
-    contenders = [Contender(name, frozen(run), s) for name, (s, run) in kl_contenders(t).items()]
+    contenders = [
+        Contender(name, frozen(lambda run=run: (run().mean(),)), s)
+        for name, (s, run) in kl_contenders(t).items()
+    ]
     z = torch.empty(shape.N, shape.V)
 
     def floor() -> None:
@@ -193,7 +206,7 @@ def kl_case(key: str, shape: Shape, heads: bool) -> Case:
     title = (
         f"{key}: KL(tuned ‖ base), {which}, N {shape.N:,}, D {shape.D:,}, V {shape.V:,}, float32"
     )
-    return Case(key, title, contenders, None)
+    return Case(key, title, contenders, lambda: (kl64(t)[0].mean(),), bound=1e-2)
 
 
 def kl_accuracy(shape: Shape) -> str:
@@ -220,26 +233,39 @@ def kl_accuracy(shape: Shape) -> str:
 
 
 SMALL, LARGE = 49_152, 151_936
-FEWER = ("torch chunked, 128", "torch chunked, 512", "TRL compacted")
+OURS, BEST, CUT = "tunemath", "torch chunked, 512 rows", "cut-cross-entropy"
+COMPACT = (OURS, BEST, CUT, "naive compacted", "floor")
+LEADING = (OURS, "torch chunked", BEST, "TRL", "naive", CUT, "floor")
+HALF = (OURS, "torch chunked", "torch chunked, 256 rows", BEST, "naive", CUT)
 
 
 def share_case(percent: int) -> Case:
-    return sft_case(f"C1-{percent}", Shape(2048, 896, SMALL, percent / 100), False, leave=FEWER)
+    """Peers that multiply every row take as long at any share, so only the others are timed."""
+    shape = Shape(2048, 896, SMALL, percent / 100)
+    return sft_case(f"C1-{percent}", shape, False, COMPACT, memory=())
 
 
 CASES: dict[str, Callable[[], Case]] = {
     "C1": lambda: sft_case("C1", Shape(2048, 896, SMALL, 0.3), False),
-    "C1-1024": lambda: sft_case("C1-1024", Shape(1024, 896, SMALL, 0.3), False),
-    "C1-large": lambda: sft_case("C1-large", Shape(2048, 896, LARGE, 0.3), False),
-    "C1-large-1024": lambda: sft_case("C1-large-1024", Shape(1024, 896, LARGE, 0.3), False),
-    **{f"C1-{p}": (lambda p=p: share_case(p)) for p in (10, 60, 100)},
-    "C2": lambda: sft_case("C2", Shape(2048, 896, SMALL, 0.3), True),
-    "C2-large": lambda: sft_case("C2-large", Shape(2048, 896, LARGE, 0.3), True),
+    "C1-1024": lambda: sft_case("C1-1024", Shape(1024, 896, SMALL, 0.3), False, memory=()),
+    "C2": lambda: sft_case("C2", Shape(2048, 896, SMALL, 0.3), True, memory=(OURS, CUT)),
     "C3-512": lambda: log_prob_case("C3-512", Shape(1280, 896, SMALL, 0.4)),
-    "C3": lambda: log_prob_case("C3", Shape(5120, 896, SMALL, 0.4)),
     "C4": lambda: bfloat16_case("C4", Shape(512, 2048, 128_256, 1.0, torch.bfloat16)),
     "C5": lambda: kl_case("C5", Shape(2048, 896, LARGE, 1.0), heads=False),
+    "C1-large": lambda: sft_case(
+        "C1-large", Shape(2048, 896, LARGE, 0.3), False, LEADING, (OURS, CUT)
+    ),
+    "C2-large": lambda: sft_case(
+        "C2-large", Shape(2048, 896, LARGE, 0.3), True, COMPACT, (OURS, CUT)
+    ),
+    "C3-2048": lambda: log_prob_case(
+        "C3-2048", Shape(5120, 896, SMALL, 0.4), leave=("TRL", "torch none")
+    ),
     "C5-two": lambda: kl_case("C5-two", Shape(2048, 896, LARGE, 1.0), heads=True),
+    "C1-large-1024": lambda: sft_case(
+        "C1-large-1024", Shape(1024, 896, LARGE, 0.3), False, LEADING, ()
+    ),
+    **{f"C1-{p}": (lambda p=p: share_case(p)) for p in (10, 60, 100)},
 }
 
 
@@ -252,7 +278,7 @@ def gate(case: Case) -> dict[str, dict[str, float]]:
     for c in list(case.contenders):
         if "floor" in c.name:
             continue
-        found[c.name] = errors(c.run(), wanted)
+        found[c.name] = errors(c.run(), wanted)  # the first call, compilation included
         worst = max(found[c.name].values())
         if not worst <= case.bound:
             print(f"{c.name}: off by {worst:.1e} relative, above {case.bound:g}: left out")
@@ -262,11 +288,12 @@ def gate(case: Case) -> dict[str, dict[str, float]]:
 
 def measure(case: Case, repetitions: int, memory: bool) -> list[Row]:
     found = gate(case)
-    seconds = interleaved(case.contenders, repetitions)
+    seconds = interleaved(case.contenders, repetitions, warm=set(found))
     measured = rows(case.contenders, seconds)
     for row in measured:
         row.errors = found.get(row.name, {})
-        if memory and "floor" not in row.name:
+        wanted = case.memory is None or row.name in case.memory
+        if memory and wanted and "floor" not in row.name:
             one = in_its_own_process(__file__, "--one", case.key, row.name)
             row.extra_mb, row.first_call_s = one["extra_mb"], one["first_call_s"]
     return measured
@@ -298,10 +325,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("cases", nargs="*", help=f"some of {', '.join(CASES)}; C1 means all C1")
+    parser.add_argument("cases", nargs="*", help=f"some of {', '.join(CASES)}; default: all")
     parser.add_argument("--reps", type=int, default=7, help="timed repetitions (7)")
-    parser.add_argument("--json", type=Path, help="write the figures here, too")
-    parser.add_argument("--markdown", type=Path, help="write them as the docs' page, too")
+    parser.add_argument(
+        "--json", type=Path, help="write the figures here; cases that it has already are kept"
+    )
+    parser.add_argument("--markdown", type=Path, help="write the docs' page of all of them")
     parser.add_argument("--no-memory", action="store_true", help="leave memory and first call out")
     parser.add_argument("--anyway", action="store_true", help="time on a machine that is not idle")
     parser.add_argument("--one", nargs=2, metavar=("CASE", "NAME"), help=argparse.SUPPRESS)
@@ -309,42 +338,57 @@ def main() -> None:
     if arguments.one:
         one(*arguments.one)
         return
-    chosen = [
-        key for key in CASES
-        if not arguments.cases
-        or any(key == one or key.startswith(f"{one}-") for one in arguments.cases)
-    ]  # fmt: skip
-    if not chosen:
-        parser.error(f"no case {' '.join(arguments.cases)}; expected some of {', '.join(CASES)}")
-    told = machine()
-    print(json.dumps(told))
-    figures: dict[str, Any] = {"machine": told, "cases": {}}
-    tables = []
+    unknown = [key for key in arguments.cases if key not in CASES]
+    if unknown:
+        parser.error(f"no case {' '.join(unknown)}; expected some of {', '.join(CASES)}")
+    chosen = arguments.cases or list(CASES)
+    figures = known_figures(arguments.json)
+    print(json.dumps(figures["machine"]))
     for key in chosen:
         if not arguments.anyway:
             require_quiet()
-        case = CASES[key]()
-        measured = measure(case, arguments.reps, not arguments.no_memory)
-        tables.append(table(case.title, measured))
-        print("\n" + tables[-1], flush=True)
-        figures["cases"][key] = {"title": case.title, "rows": record(measured)}
-        del case
+        measured = measure_case(key, arguments.reps, not arguments.no_memory)
+        print("\n" + "\n\n".join(tables(measured)), flush=True)
+        figures["cases"][key] = measured
         if arguments.json:
             arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
-    if any(key.startswith("C5") for key in chosen):
-        tables.append(kl_accuracy(Shape(256, 896, SMALL, 1.0)))
-        print("\n" + tables[-1], flush=True)
-    if arguments.markdown:
-        arguments.markdown.write_text(page(told, tables))
+        if arguments.markdown:
+            arguments.markdown.write_text(page(figures))
 
 
-def page(told: dict[str, Any], tables: list[str]) -> str:
+def known_figures(file: Path | None) -> dict[str, Any]:
+    """Return the figures of a file if they are this machine's, so that a case can be repeated."""
+    told = machine()
+    if file is not None and file.is_file():
+        figures = json.loads(file.read_text())
+        if figures["machine"] == told:
+            return figures
+    return {"machine": told, "cases": {}}
+
+
+def measure_case(key: str, repetitions: int, memory: bool) -> dict[str, Any]:
+    case = CASES[key]()
+    found: dict[str, Any] = {"title": case.title}
+    found["rows"] = record(measure(case, repetitions, memory))
+    if key == "C5":
+        found["accuracy"] = kl_accuracy(Shape(256, 896, SMALL, 1.0))
+    return found
+
+
+def tables(measured: dict[str, Any]) -> list[str]:
+    """Return a case's tables in Markdown."""
+    parts = [table(measured["title"], [Row(**row) for row in measured["rows"]])]
+    return [*parts, measured["accuracy"]] if "accuracy" in measured else parts
+
+
+def page(figures: dict[str, Any]) -> str:
     """Return the docs' page: what is compared and how, the machine, the tables."""
+    told, cases = figures["machine"], figures["cases"]
     versions = ", ".join(f"{name} {number}" for name, number in told["versions"].items())
     return TEMPLATE.read_text().format(
         machine=f"{told['processor']}, {told['cores']} cores, {told['capability']}, "
-        f"Python {told['python']}; {versions}",
-        tables="\n\n".join(tables),
+        f"Python {told['python']}; {versions}.",
+        tables="\n\n".join(part for key in CASES if key in cases for part in tables(cases[key])),
     )
 
 
