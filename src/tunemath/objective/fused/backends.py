@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any, Literal, get_args
 
 import torch
@@ -50,12 +51,9 @@ def borrowed(
 
 
 def _cce(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
-    try:
-        from cut_cross_entropy import linear_cross_entropy
-    except ImportError:
-        raise _missing("cce", "cut-cross-entropy") from None
+    function = _found("cce", "cut-cross-entropy", "cut_cross_entropy").linear_cross_entropy
     kind = "cce" if hidden.is_cuda else "torch_compile"
-    return linear_cross_entropy(hidden, weight, ids, reduction="none", impl=kind)
+    return function(hidden, weight, ids, reduction="none", impl=kind)
 
 
 def _liger(
@@ -65,15 +63,17 @@ def _liger(
         raise ValueError(
             "backend='liger' needs a GPU: its kernels are Triton; hidden is on the CPU"
         )
-    try:
-        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
-    except ImportError:
-        raise _missing("liger", "liger-kernel") from None
-    function: Any = liger_fused_linear_cross_entropy
-    return function(
+    module = _found("liger", "liger-kernel", "liger_kernel.transformers.functional")
+    return module.liger_fused_linear_cross_entropy(
         hidden, weight, ids, bias=bias, label_smoothing=label_smoothing, reduction="none"
     )
 
 
-def _missing(backend: str, package: str) -> ImportError:
-    return ImportError(f"backend={backend!r} needs the package {package}: pip install {package}")
+def _found(backend: str, package: str, module: str) -> Any:
+    """Import another library's module, or say which package it needs."""
+    try:
+        return import_module(module)
+    except ImportError:
+        raise ImportError(
+            f"backend={backend!r} needs the package {package}: pip install {package}"
+        ) from None
