@@ -21,6 +21,7 @@ check: $(READY)          ## lint, types, import rules, generated docs
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python docs/generate.py --check
+	$(BIN)/python scripts/facts.py --check
 
 bench: $(READY)          ## the fused objectives beside their peers, predicted seconds beside measured
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'

@@ -88,9 +88,11 @@ def mean_losses(b: Batch) -> dict[str, tuple[str, Callable[[Tensor, Tensor], Ten
         options = torch.nn.LinearCrossEntropyOptions()
         return F.linear_cross_entropy(h, W, labels, options=options)
 
-    def torch_best(rows: int) -> Callable[[Tensor, Tensor], Tensor]:
+    def torch_best(
+        rows: int, dtype: torch.dtype | None = None
+    ) -> Callable[[Tensor, Tensor], Tensor]:
         options = torch.nn.LinearCrossEntropyOptions(
-            batch_chunk_size=rows, chunking_method=None, acc_policy="accurate"
+            batch_chunk_size=rows, chunking_method=None, acc_policy="accurate", acc_dtype=dtype
         )
         return lambda h, W: F.linear_cross_entropy(h[some], W, y, options=options)
 
@@ -111,9 +113,11 @@ def mean_losses(b: Batch) -> dict[str, tuple[str, Callable[[Tensor, Tensor], Ten
     def trl_best(h: Tensor, W: Tensor) -> Tensor:
         return trl_log_probs(h[some], W, y, False).mean().neg()
 
+    upcast = ("rows compacted, 512 a chunk, acc_dtype float32", torch_best(512, torch.float32))
     return {
         "tunemath": ("default", ours),
         "torch chunked": ("default", torch_chunked),
+        **({} if b.W.dtype == torch.float32 else {"torch chunked, float32": upcast}),
         **{
             f"torch chunked, {r} rows": (f"rows compacted, {r} a chunk", torch_best(r))
             for r in (128, 256, 512)

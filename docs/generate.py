@@ -36,6 +36,7 @@ from tunemath.cli.app import app
 from tunemath.contract import FineTune, contract_schema
 from tunemath.findings import CheckStage, Status, Verdict
 from tunemath.objective import fused, preference
+from tunemath.record import records_of
 
 __all__ = ["PAGES", "main"]
 
@@ -136,12 +137,17 @@ def _default(parameter: Any) -> str:
 
 def contract_page() -> str:
     """Return docs/contract.md: the fields by section, a minimal contract, the data formats."""
-    own = [name for name, field in FineTune.model_fields.items() if not _record(field.annotation)]
+    own = [name for name, field in FineTune.model_fields.items() if not records_of(field)]
     sections = [("At the top", "", _rows(FineTune, "", own))]
     for name, field in FineTune.model_fields.items():
-        if record := _record(field.annotation):
-            meaning = re.sub(r"^\d ", "", field.description or "")
-            sections.append((f"`{name}`", f"{meaning}\n\n", _rows(record, f"{name}.")))
+        meaning = re.sub(r"^\d ", "", field.description or "")
+        records = records_of(field)
+        for record in records:
+            title, text = f"`{name}`", meaning
+            if len(records) > 1:
+                title += f" with {_methods(record)}"
+                text = re.sub("``", "`", inspect.cleandoc(record.__doc__ or ""))
+            sections.append((title, f"{text}\n\n", _rows(record, f"{name}.")))
     header = ("field", "type", "default", "meaning")
     tables = [f"### {title}\n\n{text}{_table(header, rows)}\n" for title, text, rows in sections]
     return _filled("contract.md", fields="\n".join(tables))
@@ -154,16 +160,15 @@ def _rows(
     schema = record.model_json_schema()["properties"]
     for name in names or record.model_fields:
         field = record.model_fields[name]
-        if inner := _record(field.annotation):
-            yield from _rows(inner, f"{prefix}{name}.")
+        if inner := records_of(field):
+            yield from _rows(inner[0], f"{prefix}{name}.")
             continue
         default = "required" if field.is_required() else _json(field.default)
         yield f"`{prefix}{name}`", _kind(schema[name]), default, field.description or ""
 
 
-def _record(annotation: Any) -> type[BaseModel] | None:
-    candidates = [annotation, *get_args(annotation)]
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+def _methods(record: type[BaseModel]) -> str:
+    return _alternatives(get_args(record.model_fields["method"].annotation))
 
 
 def _json(value: Any) -> str:

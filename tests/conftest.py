@@ -14,6 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads would only wait
 
+from preference_job import DPO
 from tunemath.contract import FineTune
 from tunemath.pipeline import Run, advance
 
@@ -117,15 +118,6 @@ evaluation:
         encoding="utf-8",
     )
     return contract
-
-
-DPO = (
-    "name=tiny-dpo",
-    "objective.kind=dpo",
-    "mask.train={folder}/pairs.jsonl",
-    "evaluation.task={folder}/held.jsonl",
-)
-"""Overrides that make the tiny job a preference job; format them with ``folder``."""
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,6 +13,7 @@ import yaml
 from tunemath.commented import commented_contract
 from tunemath.contract import FineTune, contract_schema
 from tunemath.errors import ContractError
+from tunemath.space.record import METHODS
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").rglob("*.yaml"))
 SMALL = "mask: {train: train.jsonl}\nevaluation: {task: test.jsonl}\n"
@@ -80,6 +81,9 @@ def test_the_resolved_contract_reads_back_to_itself(path, tmp_path):
         ("name=a=b", None),
         ("seed=3", lambda c: c.seed == 3),
         ("objective.kind=dpo", lambda c: c.objective.beta == 0.1),
+        ("space={method: adapter, style: parallel}", lambda c: c.space.scale == 4.0),
+        ("space.method=dora", lambda c: (c.space.method, c.space.rank) == ("dora", 8)),
+        ("space.method=full", lambda c: c.space.model_dump() == {"method": "full"}),
     ],
 )
 def test_overrides(write, override, read):
@@ -131,6 +135,15 @@ def test_overrides_that_mean_nothing(write, override, words):
         (SMALL + "space: {rank: 0}\n", "space.rank: Input should be greater than or equal to 1"),
         (SMALL + "space: {rank: 1.5}\n", "space.rank"),
         (SMALL + "space: {targets: q_proj}\n", "space.targets"),
+        (SMALL + "space: {method: lorra}\n", "space: method 'lorra' is not known; did you mean l"),
+        (
+            SMALL + "space: {method: prefix, rank: 8}\n",
+            "space.rank has no meaning for method: prefix; valid: length, projection, hidden, init",
+        ),
+        (SMALL + "space: {method: adapter, stile: x}\n", "unknown key space.stile; did you mean"),
+        (SMALL + "space: {method: adapter, bottleneck: 0}\n", "space.bottleneck: Input should be"),
+        (SMALL + "space: {method: adapter, kronecker: 2}\n", "space: kronecker has no meaning for"),
+        (SMALL + "space: full\n", "space: "),
         (SMALL + "budget: {learning_rate: -1}\n", "budget.learning_rate"),
         (SMALL + "budget: {schedule: sine}\n", "budget.schedule"),
         (SMALL + "seed: -1\n", "seed"),
@@ -203,6 +216,9 @@ BROKEN: list[dict[str, Any]] = [
     {"buget": {}},
     {"space": {"rnk": 1}},
     {"space": {"rank": 0}},
+    {"space": {"method": "full", "rank": 8}},
+    {"space": {"method": "none"}},
+    {"space": {"length": 3}},
     {"model": {"idd": "x"}},
     {"model": 3},
     {"objective": {"kind": "ppo"}},
@@ -239,10 +255,20 @@ def fields_of(record: Any, prefix: str = "") -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("kind", ["sft", "dpo"])
-def test_the_commented_contract_reads_back_and_explains_each_field(tmp_path, kind):
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_satisfies_the_schema(method, validator):
+    values = yaml.safe_load(SMALL) | {"space": {"method": method}}
+    validator.validate(values)
+    validator.validate(FineTune.parse(values).resolved())
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"), [("sft", "lora"), ("dpo", "lora"), *(("sft", m) for m in METHODS[1:])]
+)
+def test_the_commented_contract_reads_back_and_explains_each_field(tmp_path, kind, method):
     values = {
         "name": "mine",
+        "space": {"method": method},
         "objective": {"kind": kind},
         "mask": {"train": str(tmp_path / "a: b #c.jsonl")},
         "evaluation": {"task": str(tmp_path / "t.jsonl")},

@@ -7,8 +7,9 @@ functions need torch: ``pip install tunemath[train]``.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tunemath.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tunemath.checks import Checklist
@@ -77,14 +78,4 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Load a public name from its home when it is first asked for (PEP 562)."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'tunemath' has no attribute {name!r}")
-    value = getattr(import_module(f"tunemath.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from tunemath.contract import FineTune
+from tunemath.record import records_of
 
 __all__ = ["commented_contract"]
 
@@ -26,7 +27,7 @@ def commented_contract(values: dict[str, Any]) -> str:
         "# A fine-tune is a model and five choices. Check it with `tunemath plan`.",
     ]
     for name, field in FineTune.model_fields.items():
-        record = _record(field)
+        record = _record(field, values[name])
         if record is None or (name == "model" and _is_bare_id(values["model"])):
             value = values[name]["id"] if record else values[name]
             lines.append(_line(name, value, field.description, ""))
@@ -41,9 +42,10 @@ def _is_bare_id(model: dict[str, Any]) -> bool:
     return model["revision"] is None and not model["trust_remote_code"]
 
 
-def _record(field: FieldInfo) -> type[BaseModel] | None:
-    candidates = [field.annotation, *get_args(field.annotation)]
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+def _record(field: FieldInfo, values: Any) -> type[BaseModel] | None:
+    """Return the record of a field; of several, the one that has these values."""
+    records = records_of(field)
+    return next((one for one in records if set(one.model_fields) == set(values)), None)
 
 
 def _line(key: str, value: Any, description: str | None, indent: str) -> str:

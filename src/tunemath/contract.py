@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 import re
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from tunemath.budget.record import Budget
 from tunemath.errors import ContractError
 from tunemath.evaluation.record import Evaluation
 from tunemath.mask.record import DataMask
 from tunemath.objective.record import Objective
-from tunemath.record import Record
-from tunemath.space.record import UpdateSpace
+from tunemath.record import Record, explain
+from tunemath.space.record import LoraSpace, UpdateSpace
 
 __all__ = ["FineTune", "ModelChoice", "contract_schema", "name_of"]
 
@@ -46,8 +44,8 @@ class FineTune(Record):
     """The run's name, the file's own when not given; its folder is runs/NAME."""
     model: ModelChoice = ModelChoice()
     """The base model: an id, or a record of id and revision."""
-    space: UpdateSpace = UpdateSpace()
-    """1 What may change."""
+    space: UpdateSpace = LoraSpace()
+    """1 What may change: `method` chooses, and each has options of its own."""
     objective: Objective = Objective()
     """2 What is minimised."""
     mask: DataMask
@@ -91,7 +89,7 @@ class FineTune(Record):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            raise ContractError(f"{where}: " + _explain(error)) from None
+            raise ContractError(f"{where}: " + explain(error, cls)) from None
 
     def resolved(self) -> dict[str, Any]:
         """Return every field, defaults included, as JSON values."""
@@ -196,44 +194,3 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if tuple(keys) in _PATHS and isinstance(value, str):
         value = str(Path(value).resolve())
     holder[keys[-1]] = value
-
-
-def _explain(error: ValidationError) -> str:
-    """Say each problem of a contract in one line, with the nearest valid name."""
-    lines = []
-    for problem in error.errors():
-        loc = [str(part) for part in problem["loc"] if _names_a_key(part)]
-        where = ".".join(loc)
-        if problem["type"] == "extra_forbidden":
-            names = _field_names(loc[:-1])
-            near = difflib.get_close_matches(loc[-1], names, n=1)
-            hint = f"did you mean {near[0]}?" if near else "valid: " + ", ".join(names)
-            lines.append(f"unknown key {where}; {hint}")
-        elif problem["type"] == "missing":
-            lines.append(f"{where} is missing; it has no default")
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            whole = isinstance(problem["input"], dict | BaseModel)
-            given = "" if whole else _given(problem["input"])
-            lines.append(f"{where + ': ' if where else ''}{message}{given}")
-    return "; ".join(dict.fromkeys(lines))
-
-
-def _names_a_key(part: int | str) -> bool:
-    """Tell a field's name from the names that pydantic gives to the arms of a union."""
-    arms = ("str", "list", "literal")
-    return isinstance(part, str) and part.partition("[")[0] not in arms
-
-
-def _given(value: Any) -> str:
-    return f" (given: {json.dumps(value, ensure_ascii=False, default=str)})"
-
-
-def _field_names(location: list[str]) -> list[str]:
-    """Return the valid keys of the section at ``location``."""
-    model: type[BaseModel] = FineTune
-    for part in location:
-        annotation = model.model_fields[part].annotation
-        candidates = [annotation, *get_args(annotation)]
-        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
-    return list(model.model_fields)

@@ -1,13 +1,92 @@
-"""The base of every record that a user writes: frozen, and deaf to no unknown key."""
+"""The base of every record that a user writes, and what is said of one that is wrong."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+import difflib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args
 
-__all__ = ["Record"]
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+
+__all__ = ["Record", "explain", "records_of"]
+
+# How pydantic names the arms of a union of plain types in an error's location.
+_PLAIN_ARMS = ("str", "list", "literal")
 
 
 class Record(BaseModel):
     """A frozen pydantic model that refuses unknown keys; field docstrings reach the schema."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def records_of(field: FieldInfo) -> tuple[type[BaseModel], ...]:
+    """Return the records that a field may hold: none, one, or the arms of a union."""
+    candidates = [field.annotation, *get_args(field.annotation)]
+    return tuple(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+
+
+def explain(error: ValidationError, root: type[BaseModel]) -> str:
+    """Say each problem of a ``root`` in one line, with the nearest valid name."""
+    lines = []
+    for problem in error.errors():
+        keys, record, arms, tag = _place(problem["loc"], root)
+        where = ".".join(keys)
+        if problem["type"] == "extra_forbidden":
+            lines.append(_unknown(keys, record, arms, tag))
+        elif problem["type"] == "missing":
+            lines.append(f"{where} is missing; it has no default")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            whole = isinstance(problem["input"], dict | BaseModel)
+            given = "" if whole else _given(problem["input"])
+            lines.append(f"{where + ': ' if where else ''}{message}{given}")
+    return "; ".join(dict.fromkeys(lines))
+
+
+def _place(
+    location: Sequence[int | str], root: type[BaseModel]
+) -> tuple[list[str], type[BaseModel], Sequence[type[BaseModel]], str]:
+    """Return the keys of an error's location, the record of the last, its siblings and its tag.
+
+    In a union of records pydantic puts the tag of the chosen one between the keys.
+    """
+    keys: list[str] = []
+    record, siblings, tag = root, (), ""
+    found: Sequence[type[BaseModel]] = ()
+    for part in location:
+        if not isinstance(part, str) or part.partition("[")[0] in _PLAIN_ARMS:
+            continue
+        if len(found) > 1:
+            record = next(arm for arm in found if part in _tags(arm))
+            siblings, tag, found = found, part, ()
+            continue
+        if found:
+            record, siblings, tag = found[0], (), ""
+        keys.append(part)
+        field = record.model_fields.get(part)
+        found = records_of(field) if field is not None else ()
+    return keys, record, siblings, tag
+
+
+def _tags(record: type[BaseModel]) -> Iterator[str]:
+    for field in record.model_fields.values():
+        yield from (value for value in get_args(field.annotation) if isinstance(value, str))
+
+
+def _unknown(
+    keys: list[str], record: type[BaseModel], siblings: Sequence[type[BaseModel]], tag: str
+) -> str:
+    where, names = ".".join(keys), list(record.model_fields)
+    if any(keys[-1] in arm.model_fields for arm in siblings):
+        valid = ", ".join(name for name in names if name != "method") or "none"
+        return f"{where} has no meaning for method: {tag}; valid: {valid}"
+    near = difflib.get_close_matches(keys[-1], names, n=1)
+    hint = f"did you mean {near[0]}?" if near else "valid: " + ", ".join(names)
+    return f"unknown key {where}; {hint}"
+
+
+def _given(value: Any) -> str:
+    return f" (given: {json.dumps(value, ensure_ascii=False, default=str)})"

@@ -35,7 +35,13 @@ _REASONS = {
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EISDIR: "the path is a folder, not a file",
 }
-_FULL = ("No space left", "os error 28", "file write failed", "PytorchStreamWriter failed")
+_FULL = (
+    "No space left",
+    "os error 28",
+    "file write failed",
+    "PytorchStreamWriter failed",
+    "unexpected pos",
+)
 
 
 @contextmanager

@@ -110,8 +110,6 @@ def test_links_and_figures_lead_somewhere(path: Path):
         if target.startswith("http"):
             continue
         name, _, anchor = target.partition("#")
-        if name == "benchmarks.md":
-            continue
         file = path.parent / name if name else path
         assert file.is_file(), target
         if anchor:

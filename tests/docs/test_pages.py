@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from tunemath.cli.app import app
 from tunemath.contract import FineTune
 from tunemath.mask import read_rows
+from tunemath.space.record import METHODS
 
 ROOT = Path(__file__).parents[2]
 GENERATE = ROOT / "docs" / "generate.py"
@@ -92,8 +93,8 @@ def test_every_option_that_help_shows_is_on_the_page():
         assert shown.exit_code == 0
         assert f"tunemath {name}" in text
         assert "Example: `tunemath" in text
-        options = set(re.findall(r"(?<!\S)--[a-z]+", shown.output)) - {"--help", "--runs."}
-        assert options == set(re.findall(r"`(--[a-z]+)`", text))
+        options = set(re.findall(r"(?<!\S)--[a-z-]+", shown.output)) - {"--help", "--runs."}
+        assert options == set(re.findall(r"`(--[a-z-]+)`", text))
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> set[str]:
@@ -106,12 +107,15 @@ def leaves(values: dict[str, Any], prefix: str = "") -> set[str]:
 
 def test_every_field_of_the_contract_is_on_the_page_and_the_smallest_contract_is_one():
     text = page("contract.md")
-    (smallest,) = blocks(text, "yaml")
-    resolved = FineTune.parse(yaml.safe_load(smallest)).resolved()
+    smallest, other_space = (yaml.safe_load(block) for block in blocks(text, "yaml"))
+    assert FineTune.parse(smallest | other_space).space.method == "adapter"
+    every = [FineTune.parse(smallest | {"space": {"method": m}}).resolved() for m in METHODS]
     rows = re.findall(r"^\| `([\w.]+)` \| (.*?) \| (.*?) \| (.*) \|$", text, flags=re.MULTILINE)
-    assert {row[0] for row in rows} == leaves(resolved)
-    assert len({row[0] for row in rows}) == len(rows)
-    assert {row[0] for row in rows if row[2] == "required"} == {"mask.train", "evaluation.task"}
+    assert {row[0] for row in rows} == set().union(*map(leaves, every))
+    once = [row[0] for row in rows if not row[0].startswith("space.")]
+    assert len(set(once)) == len(once)
+    required = {"mask.train", "evaluation.task", "space.method"}
+    assert {row[0] for row in rows if row[2] == "required"} == required
     assert all(kind and meaning for _, kind, _, meaning in rows)
 
 

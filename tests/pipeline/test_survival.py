@@ -141,7 +141,7 @@ def cut_in_half(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "complete.json"])
+@pytest.mark.parametrize("name", ["trained.safetensors", "optimizer.pt", "complete.json"])
 def test_a_torn_checkpoint_is_not_resumed_from(kill_at, sft_run, shared_job, tmp_path, name):
     assert kill_at(shared_job, tmp_path, "sealed 2", []) == signal.SIGKILL
     checkpoints = tmp_path / "tiny/checkpoints"

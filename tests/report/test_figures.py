@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from tunemath.report import figures
-from tunemath.report.figures import layer_figure, loss_figure, position_figure
+from tunemath.report.figures import figures, layer_figure, loss_figure, position_figure
 
 NAMES = {"loss", "energy", "layers", "position", "differences", "scores"}
 

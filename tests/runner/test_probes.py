@@ -13,7 +13,7 @@ from tunemath.contract import ModelChoice
 from tunemath.runner import probes
 from tunemath.runner.models import attach_adapter, load_base
 from tunemath.runner.resolve import resolve_model
-from tunemath.space.record import UpdateSpace
+from tunemath.space import LoraSpace
 
 ROWS = make_rows(5)
 
@@ -34,6 +34,8 @@ def test_a_fresh_adapter_moves_no_logit_and_a_moved_one_does():
     still = probes.identity(with_adapter(make_llama(), moved=False), ROWS, PAD)
     assert still == {
         "max_logit_difference": 0.0,
+        "kl": pytest.approx(0.0, abs=1e-6),
+        "moves_by_nature": False,
         "positions": sum(sum(supervised) for _, supervised in ROWS),
     }
     assert probes.identity(with_adapter(make_llama()), ROWS, PAD)["max_logit_difference"] > 0.01
@@ -100,7 +102,7 @@ def trained(tiny_model, tmp_path):
 
     base = resolve_model(ModelChoice(id=str(tiny_model)))
     live = attach_adapter(
-        load_base(base, torch.device("cpu"), torch.float32), UpdateSpace(rank=4, alpha=8), 0
+        load_base(base, torch.device("cpu"), torch.float32), LoraSpace(rank=4, alpha=8), 0
     )
     generator = torch.Generator().manual_seed(3)
     for name, parameter in live.named_parameters():
@@ -109,7 +111,11 @@ def trained(tiny_model, tmp_path):
     adapter = tmp_path / "adapter"
     live.eval().save_pretrained(adapter)
     return live, SimpleNamespace(
-        pad=2, model=base, adapter=adapter, folder=tmp_path / "checkpoints"
+        pad=2,
+        model=base,
+        adapter=adapter,
+        folder=tmp_path / "checkpoints",
+        contract=SimpleNamespace(space=LoraSpace()),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tunemath.cli import adapters, contracts, stages
+from tunemath.cli import adapters, contracts, count, stages
 from tunemath.version import __version__
 
 __all__ = ["app"]
@@ -42,5 +42,6 @@ def options(
 
 
 contracts.register(app)
+count.register(app)
 stages.register(app)
 adapters.register(app)

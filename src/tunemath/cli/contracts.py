@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 import typer
 
 from tunemath.cli.options import print_json
-from tunemath.contract import FineTune, contract_schema, name_of
 
 __all__ = ["register"]
 
@@ -36,6 +35,7 @@ def _init(
     import json
 
     from tunemath.commented import commented_contract
+    from tunemath.contract import FineTune, contract_schema, name_of
     from tunemath.errors import ContractError
     from tunemath.storage import write_text
 
@@ -62,4 +62,6 @@ def _schema() -> None:
 
     Example: `tunemath schema > finetune.schema.json`
     """
+    from tunemath.contract import contract_schema
+
     print_json(contract_schema())

@@ -1,4 +1,7 @@
-"""Options that several commands share, and how results are printed."""
+"""Options that several commands share, and how results are printed.
+
+What a command needs is imported when it runs: `tunemath count` starts without pydantic or NumPy.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunemath.contract import FineTune
-from tunemath.pipeline import Run
+if TYPE_CHECKING:
+    from tunemath.pipeline import Run
 
 __all__ = [
     "AsJson",
@@ -44,12 +47,17 @@ RunFolderArgument = Annotated[
 
 def open_run(contract: Path, overrides: list[str] | None, runs: Path, fresh: bool = False) -> Run:
     """Read a contract and open its run."""
+    from tunemath.contract import FineTune
+    from tunemath.pipeline import Run
+
     return Run(FineTune.load(contract, overrides or ()), runs, fresh=fresh)
 
 
 def find_run(name: str, runs: Path) -> Run:
     """Open a run by its folder or its name, from the contract saved in it."""
+    from tunemath.contract import FineTune
     from tunemath.errors import RunError
+    from tunemath.pipeline import Run
 
     for folder in (Path(name), runs / name):
         if (folder / "contract.yaml").is_file():

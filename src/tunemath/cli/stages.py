@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -18,8 +18,9 @@ from tunemath.cli.options import (
     open_run,
     print_json,
 )
-from tunemath.mask import MASK_VIOLATIONS
-from tunemath.pipeline import Run, advance
+
+if TYPE_CHECKING:
+    from tunemath.pipeline import Run
 
 __all__ = ["register"]
 
@@ -122,7 +123,7 @@ def _report(
     evidence = _advance(run, "report")
     paths = {
         "report": str(run.folder.path / "report.html"),
-        "model_card": str(run.folder.path / "adapter" / "README.md"),
+        "model_card": str(run.update / "README.md"),
     }
     if as_json:
         print_json(paths)
@@ -132,6 +133,8 @@ def _report(
 
 
 def _advance(run: Run, stage: str, quiet: bool = False) -> dict[str, Any]:
+    from tunemath.pipeline import advance
+
     if quiet:
         return advance(run, stage)
     with StageProgress().shown() as progress:
@@ -143,6 +146,8 @@ def _exit_code(stage: str, evidence: dict[str, Any]) -> int:
     if stage == "check":
         return evidence["checklist"]["exit_code"]
     if stage == "mask":
+        from tunemath.mask import MASK_VIOLATIONS
+
         return int(any(evidence["mask"]["violations"][kind] for kind in MASK_VIOLATIONS))
     return 0
 

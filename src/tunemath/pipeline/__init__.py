@@ -20,7 +20,6 @@ from tunemath.pipeline.measuring import baselines, evaluate, movement, spectrum
 from tunemath.pipeline.planning import plan
 from tunemath.pipeline.run import Run
 from tunemath.pipeline.training import train
-from tunemath.space import lora_ledger
 from tunemath.storage import write_text
 
 __all__ = [
@@ -163,8 +162,7 @@ def advance(
 
 def _validate(run: Run) -> None:
     """Read all that a user wrote, so that bad input is refused before anything is written."""
-    lora_ledger(run.blueprint, run.contract.space)
-    for name in ("rows", "items", "few_shot", "data_hashes"):
+    for name in ("ledger", "rows", "items", "few_shot", "data_hashes"):
         getattr(run, name)
 
 

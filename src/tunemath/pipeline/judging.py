@@ -53,8 +53,8 @@ def report(run: Run) -> list[str]:
     evidence = run.evidence()
     folder = run.folder.path
     write_text(folder / "report.html", html_report(evidence, folder, run.model.folder))
-    write_text(folder / "adapter" / "README.md", model_card(evidence))
-    return ["report.html", "adapter/README.md"]
+    write_text(run.update / "README.md", model_card(evidence))
+    return ["report.html", f"{run.update.name}/README.md"]
 
 
 def _items(run: Run, evidence: dict[str, Any], arm: str) -> dict[str, list[dict[str, Any]] | None]:

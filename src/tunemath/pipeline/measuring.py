@@ -31,7 +31,7 @@ def baselines(run: Run) -> list[str]:
 
 
 def evaluate(run: Run) -> list[str]:
-    """Evaluate the trained adapter on the same items."""
+    """Evaluate the tuned model on the same items."""
     arms, files = _evaluate_arm(run, _tuned(run), "tuned")
     before = read_jsonl(run.folder.path / "items/base.task.jsonl")
     after = read_jsonl(run.folder.path / "items/tuned.task.jsonl")
@@ -102,10 +102,10 @@ def _pooled(rows: Sequence[Any], resamples: int, seed: int) -> dict[str, Any]:
 
 
 def spectrum(run: Run) -> list[str]:
-    """Compute the singular values of every ΔW from its factors, never forming it."""
-    from tunemath.runner.spectra import adapter_spectrum
+    """Compute the singular values of every ΔW: from LoRA's factors, else of the difference."""
+    from tunemath.runner.spectra import update_spectrum
 
-    product = adapter_spectrum(run.model, run.folder.path / "adapter", run.contract.space.scale)
+    product = update_spectrum(run.model, run.update, run.contract.space)
     return [run.folder.write("spectrum.json", product)]
 
 
@@ -116,9 +116,10 @@ def _base(run: Run) -> Any:
 
 
 def _tuned(run: Run) -> Any:
-    from tunemath.runner.models import load_adapter
+    from tunemath.runner.models import choose_device, load_adapter, load_base
 
-    return load_adapter(_base(run), run.folder.path / "adapter")
+    base = load_base(run.model, *choose_device(run.contract.space))
+    return load_adapter(base, run.update)
 
 
 def _evaluate_arm(run: Run, model: Any, arm: str) -> tuple[dict[str, Any], list[str]]:

@@ -19,7 +19,7 @@ from tunemath.budget import (
 )
 from tunemath.mask import common_prefix
 from tunemath.pipeline.run import Run
-from tunemath.space import LoraLedger, lora_ledger
+from tunemath.space import Ledger
 
 __all__ = ["plan", "schedule_of"]
 
@@ -29,7 +29,7 @@ _RATE_SECONDS = 0.08
 
 def plan(run: Run) -> list[str]:
     """Compute parameters, memory, FLOPs, steps, seconds and the smallest detectable effect."""
-    ledger = lora_ledger(run.blueprint, run.contract.space)
+    ledger = run.ledger
     schedule = schedule_of(run)
     data = _data(run)
     works = _works(run, ledger)
@@ -53,7 +53,7 @@ def plan(run: Run) -> list[str]:
             "base": blueprint.parameters,
             "trainable": ledger.trainable,
             "percent": ledger.percent,
-            "by_target": [dict(row) for row in ledger.by_target],
+            "by_target": _by_target(ledger, getattr(run.contract.space, "rank", None)),
         },
         "data": data,
         "schedule": schedule,
@@ -68,6 +68,35 @@ def plan(run: Run) -> list[str]:
         "power": _power(run),
     }
     return [run.folder.write("plan.json", product)]
+
+
+def _by_target(ledger: Ledger, rank: int | None) -> list[dict[str, Any]]:
+    """Return what is trained by target: modules that share a short name and a shape in one row."""
+    groups: dict[tuple[str, str, tuple[int, ...]], list[int]] = {}
+    for row in ledger.by_module():
+        if row["trainable"]:
+            key = row["name"].rpartition(".")[2], row["kind"], tuple(row["shape"])
+            sums = groups.setdefault(key, [0, 0])
+            sums[0] += 1
+            sums[1] += row["trainable"]
+    return [
+        {
+            "name": name,
+            "modules": modules,
+            "shape": list(shape),
+            **_widths(kind, shape),
+            "rank": rank,
+            "parameters": parameters,
+        }
+        for (name, kind, shape), (modules, parameters) in groups.items()
+    ]
+
+
+def _widths(kind: str, shape: tuple[int, ...]) -> dict[str, int]:
+    if kind not in ("linear", "conv1d"):
+        return {}
+    d_out, d_in = shape if kind == "linear" else shape[::-1]
+    return {"d_in": d_in, "d_out": d_out}
 
 
 def schedule_of(run: Run) -> dict[str, Any]:
@@ -106,7 +135,7 @@ def _data(run: Run) -> dict[str, Any]:
     }
 
 
-def _memory(run: Run, ledger: LoraLedger) -> dict[str, Any]:
+def _memory(run: Run, ledger: Ledger) -> dict[str, Any]:
     sides = len(run.examples[0])
     budget = run.contract.budget
     longest = max(len(row.input_ids) for example in run.examples for row in example)
@@ -134,7 +163,7 @@ def _power(run: Run) -> dict[str, Any]:
     return product
 
 
-def _works(run: Run, ledger: LoraLedger) -> dict[str, Work]:
+def _works(run: Run, ledger: Ledger) -> dict[str, Work]:
     """Return the work of each stage, with shared prefixes counted once as they are computed."""
     blueprint, sides = run.blueprint, len(run.examples[0])
     rows = [row for example in run.examples for row in example]

@@ -28,7 +28,8 @@ from tunemath.mask import (
 from tunemath.pipeline.folder import RunFolder
 from tunemath.runner.progress import Progress, silent
 from tunemath.runner.resolve import ResolvedModel, resolve_model
-from tunemath.space import Blueprint, read_blueprint
+from tunemath.space import Blueprint, Ledger, ledger_of, read_blueprint
+from tunemath.space.record import UNFREEZING
 from tunemath.storage import hash_file
 
 __all__ = ["Run"]
@@ -53,6 +54,17 @@ class Run:
     def model(self) -> ResolvedModel:
         """The base model on this disk."""
         return resolve_model(self.contract.model)
+
+    @property
+    def update(self) -> Path:
+        """Where what was trained is: an adapter, or weights of the model itself."""
+        name = "weights" if self.contract.space.method in UNFREEZING else "adapter"
+        return self.folder.path / name
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The exact count of what the contract trains."""
+        return ledger_of(self.blueprint, self.contract.space)
 
     @cached_property
     def blueprint(self) -> Blueprint:

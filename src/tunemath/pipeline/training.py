@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+
 from tunemath.pipeline.planning import schedule_of
 from tunemath.pipeline.run import Run
-from tunemath.space import lora_ledger
 
 __all__ = ["train"]
 
 
 def train(run: Run) -> list[str]:
-    """Train the adapter through transformers' Trainer, and keep the evidence."""
-    from tunemath.runner.training import ADAPTER_FILES, TrainingJob, train_adapter
+    """Train what the contract says through transformers' Trainer, and keep the evidence."""
+    from tunemath.runner.training import TrainingJob, train_adapter
 
     schedule = schedule_of(run)
     job = TrainingJob(
@@ -23,14 +24,16 @@ def train(run: Run) -> list[str]:
         order=run.order,
         steps=schedule["steps"],
         warmup_steps=schedule["warmup_steps"],
-        trainable=lora_ledger(run.blueprint, run.contract.space).trainable,
+        trainable=run.ledger.trainable,
         pad=run.tokenizer.pad_id,
         folder=run.folder.path / "checkpoints",
-        adapter=run.folder.path / "adapter",
+        adapter=run.update,
     )
+    for name in {"adapter", "weights"} - {run.update.name}:
+        shutil.rmtree(run.folder.path / name, ignore_errors=True)  # of another method, with --fresh
     training, artefact = train_adapter(job, run.progress)
     return [
         run.folder.write("training.json", training),
         run.folder.write("artefact.json", artefact),
-        *(f"adapter/{name}" for name in ADAPTER_FILES),
+        *(f"{run.update.name}/{path.name}" for path in sorted(run.update.iterdir())),
     ]

@@ -39,7 +39,7 @@ def ask(run: Run, prompt: str, system: str | None = None) -> dict[str, str]:
     system = run.folder.read("plan.json")["data"]["shared_system"] if system is None else system
     messages = [Message("system", system)] if system else []
     ids = encode_prompt(run.template, run.tokenizer, [*messages, Message("user", prompt)])
-    tuned = load_adapter(load_base(run.model, *choose_device()), run.folder.path / "adapter")
+    tuned = load_adapter(load_base(run.model, *choose_device()), run.update)
     settings: dict[str, Any] = {
         "stop": run.stop_ids,
         "pad": run.tokenizer.pad_id,
@@ -63,8 +63,12 @@ def merge(run: Run, out: Path | None = None) -> dict[str, Any]:
     logits on training rows within the tolerance.
     """
     from tunemath.runner.merging import write_merged
+    from tunemath.runner.models import why_not_merged
 
     _need_adapter(run)
+    why = why_not_merged(run.contract.space)
+    if why is not None:
+        raise ModelError(f"nothing to merge: {why}; deploy {run.update} beside the base")
     folder = out if out is not None else run.folder.path / "merged"
     if folder.exists():
         raise RunError(f"{folder} exists already; give another --out, or delete it first")
@@ -75,9 +79,8 @@ def merge(run: Run, out: Path | None = None) -> dict[str, Any]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:
-            proof = write_merged(
-                run.model, run.folder.path / "adapter", temporary, rows, run.tokenizer.pad_id
-            )
+            space, pad = run.contract.space, run.tokenizer.pad_id
+            proof = write_merged(run.model, space, run.update, temporary, rows, pad)
             if proof["max_logit_difference"] > proof["tolerance"]:
                 raise ModelError(
                     f"the merged model differs from the adapter by "

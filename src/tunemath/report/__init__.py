@@ -2,32 +2,50 @@
 
 The report reads plain evidence (the JSON that the stages of a run wrote) and runs no model. What
 is absent is said to be not measured.
+
+The names below are loaded when first used: a table needs no matplotlib.
 """
 
 from __future__ import annotations
 
-from tunemath.report.card import model_card
-from tunemath.report.code import example_code, loading_code
-from tunemath.report.figures import Figure, figures
-from tunemath.report.html import html_report
-from tunemath.report.stages import arms_view, training_view
-from tunemath.report.terminal import (
-    checklist_view,
-    mask_view,
-    movement_view,
-    plan_view,
-    scorecard_view,
-    spectrum_view,
-    summary_view,
-)
+from typing import TYPE_CHECKING
+
+from tunemath.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from tunemath.report.card import (
+        model_card,
+    )
+    from tunemath.report.code import (
+        example_code,
+        loading_code,
+    )
+    from tunemath.report.html import (
+        html_report,
+    )
+    from tunemath.report.ledger import (
+        ledger_view,
+    )
+    from tunemath.report.stages import (
+        arms_view,
+        training_view,
+    )
+    from tunemath.report.terminal import (
+        checklist_view,
+        mask_view,
+        movement_view,
+        plan_view,
+        scorecard_view,
+        spectrum_view,
+        summary_view,
+    )
 
 __all__ = [
-    "Figure",
     "arms_view",
     "checklist_view",
     "example_code",
-    "figures",
     "html_report",
+    "ledger_view",
     "loading_code",
     "mask_view",
     "model_card",
@@ -38,3 +56,22 @@ __all__ = [
     "summary_view",
     "training_view",
 ]
+
+_HOMES = {
+    "arms_view": "stages",
+    "checklist_view": "terminal",
+    "example_code": "code",
+    "html_report": "html",
+    "ledger_view": "ledger",
+    "loading_code": "code",
+    "mask_view": "terminal",
+    "model_card": "card",
+    "movement_view": "terminal",
+    "plan_view": "terminal",
+    "scorecard_view": "terminal",
+    "spectrum_view": "terminal",
+    "summary_view": "terminal",
+    "training_view": "stages",
+}
+
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

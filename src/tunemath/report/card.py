@@ -1,4 +1,4 @@
-"""A model card: the README.md of the adapter's repository, with what was checked and what not."""
+"""A model card: the README.md of the tuned model's repository; what was checked, what not."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from tunemath.report.results import (
     winning_sentence,
 )
 from tunemath.report.text import MISSING, clean, clip, dig
+from tunemath.space.record import UNFREEZING
 
 __all__ = ["model_card"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _CARRIED = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+_LIBRARIES = {"full": "transformers", **dict.fromkeys(("lora", "dora", "prefix", "prompt"), "peft")}
 _LIMITS = (
     "The scores hold for the held-out items named above, drawn as the training rows were; other "
     "inputs were not measured.",
@@ -37,7 +39,7 @@ _LIMITS = (
 def model_card(evidence: Mapping[str, Any], base_model: str | None = None) -> str:
     """Return a model card in Markdown with YAML front matter.
 
-    No licence is stated: the adapter's licence is for its author to choose within the base's.
+    No licence is stated: the update's licence is for its author to choose within the base's.
 
     Args:
         evidence: the products of a run by name; what is absent is said to be not measured.
@@ -54,8 +56,8 @@ def model_card(evidence: Mapping[str, Any], base_model: str | None = None) -> st
         "## Results",
         _results(evidence),
         "## How to load it",
-        "Put this folder or its hub id for the adapter's path"
-        + ("." if hub else ", and the base's."),
+        f"Put this folder or its hub id for `{_folder(evidence)}`"
+        + ("." if hub else ", and the base's for `base`."),
         _fence(example_code(evidence, base=hub or "path/to/base"), "python"),
         "## What was checked",
         _checked(evidence),
@@ -66,6 +68,10 @@ def model_card(evidence: Mapping[str, Any], base_model: str | None = None) -> st
     ]
     text = _front_matter(evidence, hub) + "\n\n".join(s for s in sections if s) + "\n"
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _folder(evidence: Mapping[str, Any]) -> str:
+    return "weights" if dig(evidence, "contract", "space", "method") in UNFREEZING else "adapter"
 
 
 def _hub_id(model: Any) -> str | None:
@@ -81,7 +87,7 @@ def _front_matter(evidence: Mapping[str, Any], hub: str | None) -> str:
     method = dig(evidence, "contract", "space", "method")
     values: dict[str, Any] = {"base_model": hub} if hub else {}
     values |= {
-        "library_name": "peft",
+        "library_name": _LIBRARIES.get(str(method or "lora"), "tunemath"),
         "pipeline_tag": "text-generation",
         "tags": [str(tag) for tag in ("tunemath", method, kind) if tag],
     }

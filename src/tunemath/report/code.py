@@ -1,4 +1,4 @@
-"""The Python that loads a run's adapter and asks it something."""
+"""The Python that loads what a run trained and asks it something."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from tunemath.report.text import dig
 __all__ = ["example_code", "loading_code"]
 
 _CODE = """\
-import torch
-from peft import PeftModel
+{imports}
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 base = {base}
-adapter = {adapter}
+{name} = {folder}
 tokenizer = AutoTokenizer.from_pretrained(base{revision})
-model = AutoModelForCausalLM.from_pretrained(base{revision}, dtype=torch.{dtype})
-model = PeftModel.from_pretrained(model, adapter).eval()
+{load}
 
 messages = [
 {messages}]
@@ -33,6 +31,31 @@ print(tokenizer.decode(answer, skip_special_tokens=True))
 """
 
 
+_BASE = "model = AutoModelForCausalLM.from_pretrained(base{revision}, dtype=torch.{dtype})\n"
+# Imports, the folder's name, and how it is loaded: by PEFT, as a model, by tunemath.
+_PEFT = (
+    "import torch\nfrom peft import PeftModel",
+    "adapter",
+    _BASE + "model = PeftModel.from_pretrained(model, adapter).eval()",
+)
+_MODEL = (
+    "import torch",
+    "weights",
+    "model = AutoModelForCausalLM.from_pretrained(weights, dtype=torch.{dtype}).eval()",
+)
+_OURS = (
+    "from pathlib import Path\n\nimport torch\nfrom tunemath.runner.models import load_adapter",
+    "adapter",
+    _BASE + "model = load_adapter(model, Path(adapter))",
+)
+_OUR_WEIGHTS = (_OURS[0], "weights", _OURS[2].replace("adapter))", "weights))"))
+_FORMS = {
+    "full": _MODEL,
+    "adapter": _OURS,
+    **dict.fromkeys(("last_layers", "bitfit", "layernorm", "linear_probe"), _OUR_WEIGHTS),
+}
+
+
 def loading_code(
     run_dir: str | Path,
     base_id_or_path: str | Path,
@@ -41,29 +64,35 @@ def loading_code(
     revision: str | None = None,
     dtype: str = "float32",
     max_new_tokens: int = 32,
+    method: str = "lora",
 ) -> str:
-    """Return Python that loads base and adapter and generates with the base's chat template.
+    """Return Python that loads base and update and generates with the base's chat template.
 
     Every value is written as a literal, so no path or prompt can become code.
 
     Args:
-        run_dir: the run's folder; the adapter is its folder ``adapter``.
-        base_id_or_path: what the adapter was trained on.
+        run_dir: the run's folder; the update is its folder ``adapter`` or ``weights``.
+        base_id_or_path: what the update was trained on.
         messages: the conversation to continue; declare the system prompt of the training rows.
         revision: the hub commit of the base, when it is not a folder.
         dtype: the name of a torch floating-point type.
         max_new_tokens: the longest answer, in tokens.
+        method: the contract's ``space.method``, which decides the form on disk.
 
     >>> print(loading_code("runs/dates", "org/model").splitlines()[5])
     adapter = "runs/dates/adapter"
     """
     if not dtype.isidentifier():
         raise ValueError(f"dtype {dtype!r} is not the name of a torch type, such as float32")
+    imports, name, load = _FORMS.get(method, _PEFT)
+    pinned = f", revision={_literal(revision)}" if revision else ""
     return _CODE.format(
+        imports=imports,
         base=_literal(str(base_id_or_path)),
-        adapter=_literal((Path(run_dir) / "adapter").as_posix()),
-        revision=f", revision={_literal(revision)}" if revision else "",
-        dtype=dtype,
+        name=name,
+        folder=_literal((Path(run_dir) / name).as_posix()),
+        load=load.format(revision=pinned, dtype=dtype),
+        revision=pinned,
         messages="".join(
             f'    {{"role": {_literal(m["role"])}, "content": {_literal(m["content"])}}},\n'
             for m in messages
@@ -75,7 +104,7 @@ def loading_code(
 def example_code(
     evidence: Mapping[str, Any], run_dir: str | Path | None = None, base: str | Path | None = None
 ) -> str:
-    """Return the code that loads this run's adapter and asks it the first held-out item.
+    """Return the code that loads what this run trained and asks it the first held-out item.
 
     The conversation is ``messages`` of the first before-and-after answer where it is recorded,
     and otherwise that item's prompt as one user turn.
@@ -93,6 +122,7 @@ def example_code(
         revision=None if base else dig(evidence, "contract", "model", "revision"),
         dtype=str(dig(evidence, "training", "dtype") or "float32"),
         max_new_tokens=int(dig(evidence, "contract", "evaluation", "max_new_tokens") or 32),
+        method=str(dig(evidence, "contract", "space", "method") or "lora"),
     )
 
 

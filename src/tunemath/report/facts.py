@@ -114,17 +114,25 @@ def _space(evidence: Mapping[str, Any]) -> Iterator[Row]:
     total = dig(evidence, "plan", "parameters", "total")
     planned = dig(evidence, "plan", "parameters", "trainable")
     yield "Trainable, from the shapes", share_of(planned, total, "parameters")
-    live = dig(evidence, "training", "trainable", "peft")
+    peft = dig(evidence, "training", "trainable", "peft")
+    live = dig(evidence, "training", "trainable", "live") if peft is None else peft
     word = "the same" if live == planned else "not what the shapes imply"
     yield (
-        "Trainable, PEFT's count of the live model",
+        "Trainable, counted in the live model"
+        if peft is None and number(live) is not None
+        else "Trainable, PEFT's count of the live model",
         MISSING if number(live) is None else f"{count(live)} parameters: {word}",
     )
     targets = dig(evidence, "plan", "parameters", "by_target") or []
     modules = sum(t.get("modules") or 0 for t in targets)
     if targets:
-        yield "Adapted modules", f"{count(modules)}, of {len(targets)} kinds"
-    yield "Scale s in ΔW = s·BA", _scale(dig(evidence, "contract", "space"))
+        yield "Trained modules", f"{count(modules)}, of {len(targets)} kinds"
+    if dig(evidence, "contract", "space", "method") in (None, "lora", "dora"):
+        yield "Scale s in ΔW = s·BA", _scale(dig(evidence, "contract", "space"))
+    skipped = dig(evidence, "spectrum", "skipped")
+    if skipped:
+        yield "Spectrum of ΔW", clean(skipped)
+        return
     summary = dig(evidence, "spectrum", "summary") or {}
     rank = dig(evidence, "contract", "space", "rank")
     of_rank = f" of {rank}" if rank else ""
@@ -138,6 +146,17 @@ def _space(evidence: Mapping[str, Any]) -> Iterator[Row]:
         "Rank that holds 90 % of the energy, median",
         MISSING if number(ninety) is None else f"{ninety:g}{of_rank}",
     )
+
+
+def target_shape(target: Mapping[str, Any]) -> str:
+    """Return what a layer maps to what, or the shape of what isn't linear.
+
+    >>> target_shape({"d_in": 576, "d_out": 192}), target_shape({"shape": [49152, 576]})
+    ('576 → 192', '49,152 × 576')
+    """
+    if target.get("d_in") is None and target.get("shape"):
+        return " × ".join(count(size) for size in target["shape"])
+    return f"{count(target.get('d_in'))} → {count(target.get('d_out'))}"
 
 
 def _scale(space: Any) -> str:
@@ -180,7 +199,10 @@ def _objective(evidence: Mapping[str, Any]) -> Iterator[Row]:
     split = dig(evidence, "training", "micro_batch") or {}
     yield "Loss changed by the micro-batch split", _relative(split.get("loss_difference"))
     identity = dig(evidence, "training", "identity", "max_logit_difference")
-    yield "Largest logit moved by the untrained adapter", scientific(identity)
+    yield "Largest logit moved before training", scientific(identity)
+    if dig(evidence, "training", "identity", "moves_by_nature"):
+        kl = dig(evidence, "training", "identity", "kl")
+        yield "KL(tuned ‖ base) before training", f"{decimal(kl)} nats"
 
 
 def _relative(value: Any) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunemath.report.code import example_code
-from tunemath.report.facts import ChoiceFacts, Row, choice_facts, movement_text
+from tunemath.report.facts import ChoiceFacts, Row, choice_facts, movement_text, target_shape
 from tunemath.report.figures import Figure, figures
 from tunemath.report.results import (
     ARMS,
@@ -189,7 +189,7 @@ def _targets(evidence: Mapping[str, Any]) -> _Table | None:
             (
                 clean(target.get("name")),
                 count(target.get("modules")),
-                f"{count(target.get('d_in'))} → {count(target.get('d_out'))}",
+                target_shape(target),
                 count(target.get("parameters")),
                 decimal(spectrum.get("median_effective_rank"), 2),
                 percent(norm, 2),

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tunemath.report.code import example_code
-from tunemath.report.facts import Row, mask_rows, movement_text, share_of
+from tunemath.report.facts import Row, mask_rows, movement_text, share_of, target_shape
 from tunemath.report.results import (
     differences,
     findings,
@@ -104,8 +104,8 @@ def _plan_rows(plan: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _shape(target: Mapping[str, Any]) -> tuple[str, str]:
-    shape = f"{count(target.get('d_in'))} → {count(target.get('d_out'))}"
-    return shape, count(target.get("rank"))
+    rank = target.get("rank")
+    return target_shape(target), "–" if rank is None else count(rank)
 
 
 def mask_view(mask: Mapping[str, Any]) -> RenderableType:
@@ -227,7 +227,9 @@ def _spark(values: Sequence[float]) -> str:
 
 
 def spectrum_view(spectrum: Mapping[str, Any]) -> RenderableType:
-    """Return effective rank, energy at each rank, and both by target."""
+    """Return effective rank, energy at each rank, and both by target; or why there are none."""
+    if spectrum.get("skipped"):
+        return Group(_title("Spectrum of ΔW"), Text(f"None: {clean(spectrum['skipped'])}."))
     summary = spectrum.get("summary") or {}
     energy = summary.get("energy") or []
     rows: list[Row] = [
@@ -276,7 +278,7 @@ def summary_view(
         _answers(evidence),
         _title("Report"),
         Text(clean(report or MISSING), overflow="fold"),
-        _title("Load the adapter"),
+        _title("Load it"),
         Text(example_code(evidence, run_dir, base), no_wrap=True, overflow="ignore"),
     )
 

@@ -12,15 +12,21 @@ from tunemath.runner.probes import answer_logits, difference, logit_tolerance
 from tunemath.runner.quiet import quiet_libraries
 from tunemath.runner.resolve import ResolvedModel
 from tunemath.runner.trainer import Row
+from tunemath.space import UpdateSpace
 
 __all__ = ["write_merged"]
 
 
 def write_merged(
-    model: ResolvedModel, adapter: Path, folder: Path, rows: Sequence[Row], pad: int
+    model: ResolvedModel,
+    space: UpdateSpace,
+    adapter: Path,
+    folder: Path,
+    rows: Sequence[Row],
+    pad: int,
 ) -> dict[str, Any]:
     """Merge, save as safetensors, read back, and return how far any logit is from the adapter's."""
-    device, dtype = choose_device()
+    device, dtype = choose_device(space)
     tuned = load_adapter(load_base(model, device, dtype), adapter)
     reference, tolerance = answer_logits(tuned, rows, pad), logit_tolerance(tuned)
     with quiet_libraries():

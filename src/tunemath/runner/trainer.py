@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 from transformers import Trainer
 
@@ -18,6 +20,8 @@ from tunemath.runner.heads import States, output_states
 from tunemath.runner.hf_labels import IGNORED, collate, shift_targets, supervised_rows
 
 __all__ = ["Row", "Rows", "TuneTrainer", "Witness"]
+
+_TRAINED = "trained.safetensors"
 
 Row = tuple[Sequence[int], Sequence[bool]]
 """Token ids and, for each, whether it is a target; for DPO an example is a pair of rows."""
@@ -144,7 +148,7 @@ class TuneTrainer(Trainer):
         return states.log_probs(targets, counts).sum(dim=1)
 
     def _dpo_sum(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Sum the DPO loss over pairs: policy is the adapter on, reference the adapter off."""
+        """Sum the DPO loss over pairs: policy is the update on, reference the update off."""
         chosen, rejected = self._answer_log_probs(model, inputs).chunk(2)
         with torch.no_grad(), self.accelerator.unwrap_model(model).disable_adapter():
             reference_chosen, reference_rejected = self._answer_log_probs(model, inputs).chunk(2)
@@ -154,6 +158,21 @@ class TuneTrainer(Trainer):
         self.step_metrics["margin"] += float(margin.sum())
         self.step_metrics["accuracy"] += float((margin > 0).sum())
         return dpo_loss(*pair, beta=cast(float, self.objective.beta)).sum()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Write the trained tensors, all that a checkpoint needs of any method's weights."""
+        folder = Path(output_dir or cast(str, self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        named = cast(Any, self.model).named_parameters()
+        tensors = {name: p.detach().cpu().contiguous() for name, p in named if p.requires_grad}
+        save_file(tensors, folder / _TRAINED, metadata={"format": "pt"})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        tensors = load_file(Path(resume_from_checkpoint) / _TRAINED)
+        with torch.no_grad():
+            for name, parameter in cast(Any, model or self.model).named_parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(tensors[name])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the step's mean DPO margin (nats) and accuracy to its log line."""

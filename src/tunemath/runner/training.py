@@ -1,4 +1,4 @@
-"""Training an adapter, with the evidence that it was trained as written."""
+"""Training what the contract says, with the evidence that it was trained as written."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ from tunemath.mask import row_hash
 from tunemath.runner import probes
 from tunemath.runner.checkpoints import SealCheckpoints, latest_checkpoint
 from tunemath.runner.models import attach_adapter, choose_device, load_base, trainable_counts
+from tunemath.runner.prefixes import VirtualTokens
 from tunemath.runner.progress import Progress
 from tunemath.runner.quiet import quiet_libraries
 from tunemath.runner.resolve import ResolvedModel
 from tunemath.runner.trainer import Row, Rows, TuneTrainer, Witness
+from tunemath.runner.tuned import TunedModel
+from tunemath.runner.unfrozen import UnfrozenModel
 from tunemath.storage import storage_errors
 
 __all__ = ["TrainingJob", "train_adapter"]
 
 _PROBE_ROWS = 8
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -48,17 +50,17 @@ class TrainingJob:
     folder: Path
     """Checkpoints live here until training is complete."""
     adapter: Path
-    """Where the trained adapter appears, whole."""
+    """Where the trained adapter, or the trained weights, appear, whole."""
 
 
 def train_adapter(job: TrainingJob, progress: Progress) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Train, save the adapter, and return the evidence: ``training.json`` and ``artefact.json``.
+    """Train, save the update, and return the evidence: ``training.json`` and ``artefact.json``.
 
     Killed at any point, the same call goes on from the last whole checkpoint and ends with the
     same numbers.
     """
     started = time.perf_counter()
-    device, dtype = choose_device()
+    device, dtype = choose_device(job.contract.space)
     model = attach_adapter(
         load_base(job.model, device, dtype), job.contract.space, job.contract.seed
     )
@@ -74,22 +76,39 @@ def train_adapter(job: TrainingJob, progress: Progress) -> tuple[dict[str, Any],
     evidence = {
         "objective": job.contract.objective.kind,
         "device": str(device),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": str(model.dtype).removeprefix("torch."),
         "trainable": {"planned": job.trainable, **trainable_counts(model)},
         "identity": probes.identity(model, _probe_rows(job), job.pad),
         "micro_batch": probes.micro_batch(trainer, _probe_examples(job)),
-        "step0_loss": probes.first_loss(trainer, _first_batch(job)),
+        **_first_losses(trainer, model, _first_batch(job)),
     }
+    if isinstance(model, UnfrozenModel) and job.contract.objective.kind != "dpo":
+        model.forget_base()  # its only use was the probe above
     with quiet_libraries(), storage_errors(job.folder):
         trainer.train(resume_from_checkpoint=str(checkpoint[0]) if checkpoint else None)
     evidence |= _outcome(job, trainer, witness)
     evidence["resumed_at"] = resumed_at
     evidence["tensors"] = probes.compare_tensors(before, probes.tensor_hashes(model))
     model.eval()
-    _save(model, job.adapter)
+    _save(model, job)
     artefact = probes.artefact(model, job, _probe_rows(job))
     evidence["seconds"] = time.perf_counter() - started
     return evidence, artefact
+
+
+def _first_losses(
+    trainer: TuneTrainer, model: Any, batch: list[tuple[Row, ...]]
+) -> dict[str, float]:
+    """Return the loss before the first step as the objective foretells it, and as it is.
+
+    DPO starts at ln 2 where policy and reference are one model. Virtual tokens make them two from
+    the start, so the first figure is theirs switched off.
+    """
+    if not isinstance(model, VirtualTokens):
+        return {"step0_loss": probes.first_loss(trainer, batch)}
+    moved = probes.first_loss(trainer, batch)
+    with model.disable_adapter():
+        return {"step0_loss": probes.first_loss(trainer, batch), "step0_loss_moved": moved}
 
 
 def _trainer(
@@ -204,12 +223,16 @@ def _first_batch(job: TrainingJob) -> list[tuple[Row, ...]]:
     return [job.examples[i] for i in job.order[: budget.micro_batch_size or budget.batch_size]]
 
 
-def _save(model: Any, folder: Path) -> None:
-    """Save the adapter in PEFT's own format; the folder appears whole."""
+def _save(model: Any, job: TrainingJob) -> None:
+    """Save the update, in PEFT's own format where PEFT has one; the folder appears whole."""
+    folder = job.adapter
     temporary = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
+    about: dict[str, Any] = {}
+    if isinstance(model, TunedModel):
+        about["base"] = {"id": job.model.id, "sha256": job.model.weights_hash()}
     with storage_errors(folder), quiet_libraries():
-        model.save_pretrained(temporary, safe_serialization=True)
+        model.save_pretrained(temporary, safe_serialization=True, **about)
         (temporary / "README.md").unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)

@@ -1,48 +1,116 @@
-"""Choice 1, the update space: what may change, exactly how much it is, and what it became."""
+"""Choice 1, the update space: what may change, exactly how much it is, and what it became.
+
+The names below are loaded when first used: counting needs neither pydantic nor NumPy.
+"""
 
 from __future__ import annotations
 
-from tunemath.space.blueprint import Blueprint, Linear, read_blueprint
-from tunemath.space.checkpoint import TensorHeader, read_tensor_headers
-from tunemath.space.count import (
-    LoraLedger,
-    TargetRow,
-    adapter_parameter_count,
-    lora_ledger,
-    lora_parameter_count,
-    prefix_parameter_count,
-    resolve_targets,
-)
-from tunemath.space.delta import lora_delta
-from tunemath.space.record import UpdateSpace
-from tunemath.space.spectrum import (
-    LowRank,
-    effective_rank,
-    energy,
-    factor_singular_values,
-    low_rank,
-    stable_rank,
-)
+from typing import TYPE_CHECKING
+
+from tunemath.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from tunemath.space.blueprint import Blueprint, Module, read_blueprint
+    from tunemath.space.checkpoint import TensorHeader, read_tensor_headers
+    from tunemath.space.count import (
+        adapter_parameter_count,
+        lora_parameter_count,
+        prefix_parameter_count,
+    )
+    from tunemath.space.coverage import Coverage, coverage_of
+    from tunemath.space.delta import lora_delta
+    from tunemath.space.ledger import Ledger
+    from tunemath.space.methods import blocks_of, change_of, ledger_of, peft_settings
+    from tunemath.space.peft.match import near_names
+    from tunemath.space.record import (
+        AdapterSpace,
+        LastLayersSpace,
+        LoraSpace,
+        PrefixSpace,
+        PromptSpace,
+        UnfreezeSpace,
+        UpdateSpace,
+        parse_space,
+        read_space,
+    )
+    from tunemath.space.spectrum import (
+        LowRank,
+        effective_rank,
+        energy,
+        factor_singular_values,
+        low_rank,
+        stable_rank,
+    )
 
 __all__ = [
+    "AdapterSpace",
     "Blueprint",
-    "Linear",
-    "LoraLedger",
+    "Coverage",
+    "LastLayersSpace",
+    "Ledger",
+    "LoraSpace",
     "LowRank",
-    "TargetRow",
+    "Module",
+    "PrefixSpace",
+    "PromptSpace",
     "TensorHeader",
+    "UnfreezeSpace",
     "UpdateSpace",
     "adapter_parameter_count",
+    "blocks_of",
+    "change_of",
+    "coverage_of",
     "effective_rank",
     "energy",
     "factor_singular_values",
+    "ledger_of",
     "lora_delta",
-    "lora_ledger",
     "lora_parameter_count",
     "low_rank",
+    "near_names",
+    "parse_space",
+    "peft_settings",
     "prefix_parameter_count",
     "read_blueprint",
+    "read_space",
     "read_tensor_headers",
-    "resolve_targets",
     "stable_rank",
 ]
+
+_HOMES = {
+    "AdapterSpace": "record",
+    "Blueprint": "blueprint",
+    "Coverage": "coverage",
+    "LastLayersSpace": "record",
+    "Ledger": "ledger",
+    "LoraSpace": "record",
+    "LowRank": "spectrum",
+    "Module": "blueprint",
+    "PrefixSpace": "record",
+    "PromptSpace": "record",
+    "TensorHeader": "checkpoint",
+    "UnfreezeSpace": "record",
+    "UpdateSpace": "record",
+    "adapter_parameter_count": "count",
+    "blocks_of": "methods",
+    "change_of": "methods",
+    "coverage_of": "coverage",
+    "effective_rank": "spectrum",
+    "energy": "spectrum",
+    "factor_singular_values": "spectrum",
+    "ledger_of": "methods",
+    "lora_delta": "delta",
+    "lora_parameter_count": "count",
+    "low_rank": "spectrum",
+    "near_names": "peft.match",
+    "parse_space": "record",
+    "peft_settings": "methods",
+    "prefix_parameter_count": "count",
+    "read_blueprint": "blueprint",
+    "read_space": "record",
+    "read_tensor_headers": "checkpoint",
+    "stable_rank": "spectrum",
+}
+
+
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

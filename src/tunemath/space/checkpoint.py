@@ -1,35 +1,49 @@
-"""What tensors a model folder holds, from the headers of its safetensors files alone.
+"""What tensors a model's files hold, from the headers of its safetensors files alone.
 
 A safetensors file begins with the length n of its header (8 bytes, little-endian), then n bytes
-of JSON that give each tensor's dtype, shape and place; the data follow. No weight is read.
-https://huggingface.co/docs/safetensors
+of JSON that give each tensor's dtype, shape and place; the data follow, without a gap. No weight
+is read. https://huggingface.co/docs/safetensors
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+import re
+from collections import Counter
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from tunemath.errors import ModelError
 
-__all__ = ["TensorHeader", "read_json", "read_tensor_headers"]
+__all__ = ["TensorHeader", "read_json", "read_tensor", "read_tensor_headers"]
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_LONGEST_HEADER = 100 * 2**20
+_LONGEST_HEADER = 100_000_000
+_LONGEST_VALUE = 2**16
+_LFS = b"version https://git-lfs"
+
+# Bits of an element, by the format's names: safetensors/src/tensor.rs.
+_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
+    "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
+}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class TensorHeader:
-    """A stored tensor: its dtype as safetensors writes it, its shape, and its file."""
+class TensorHeader(NamedTuple):
+    """A stored tensor: its dtype as safetensors writes it, its shape, and where its data lie."""
 
     dtype: str
     shape: tuple[int, ...]
     file: str
+    """The file's name within the model's folder."""
+    start: int
+    """The first byte of the data, counted from the start of the file."""
+    nbytes: int
+    """The bytes of the data."""
 
     @property
     def size(self) -> int:
@@ -37,90 +51,185 @@ class TensorHeader:
         return math.prod(self.shape)
 
 
-def read_tensor_headers(folder: Path) -> dict[str, TensorHeader]:
-    """Return the name and header of every tensor of a model folder, in the files' order."""
-    if (folder / _SINGLE).exists():
-        return _read_file(folder / _SINGLE)
-    if (folder / _INDEX).exists():
-        return _read_index(folder)
-    raise ModelError(_nothing_to_read(folder))
+def read_tensor_headers(path: Path) -> dict[str, TensorHeader]:
+    """Return the name and header of every tensor, in the files' order.
+
+    ``path`` is a model's folder, a safetensors file, or the index of several.
+    """
+    if path.is_dir():
+        for name in (_SINGLE, _INDEX):
+            if (path / name).is_file():
+                return read_tensor_headers(path / name)
+        raise ModelError(_nothing_to_read(path))
+    if path.suffix == ".json":
+        return _read_index(path)
+    part = re.search(r"-(\d+)-of-(\d+)\.safetensors$", path.name)
+    if part and int(part[2]) > 1:
+        raise ModelError(
+            f"{path} is one file of {int(part[2])} and holds a part of the model; give their "
+            "folder, or their index"
+        )
+    return _read_file(path)
+
+
+def read_tensor(folder: Path, header: TensorHeader) -> bytes:
+    """Return the data of a small tensor, such as the shape that a packed weight had."""
+    path = folder / header.file
+    if header.nbytes > _LONGEST_VALUE:
+        raise ModelError(
+            f"{path} has {header.nbytes:,} bytes where a short description was expected; "
+            "it is damaged, download it again"
+        )
+    try:
+        with path.open("rb") as file:
+            file.seek(header.start)
+            return file.read(header.nbytes)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object that a file holds."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            raw = file.read(_LONGEST_HEADER + 1)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
+    if len(raw) > _LONGEST_HEADER:
+        raise ModelError(f"{path} is over {_LONGEST_HEADER:,} bytes; expected a short JSON file")
+    if raw.startswith(_LFS):
+        raise ModelError(f"{path} is a Git LFS pointer, not the file; run `git lfs pull`")
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not JSON ({error}); download it again") from None
     if not isinstance(value, dict):
         raise ModelError(f"{path} holds a {type(value).__name__}; expected a JSON object")
     return value
 
 
-def _read_index(folder: Path) -> dict[str, TensorHeader]:
-    """Return the tensors that the index lists, from the files where it says they are."""
-    places = read_json(folder / _INDEX).get("weight_map")
+def _read_index(index: Path) -> dict[str, TensorHeader]:
+    """Return the tensors that an index lists, from the files where it says they are."""
+    places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise ModelError(f"{folder / _INDEX} has no weight_map; download it again")
+        raise ModelError(f"{index} has no weight_map; download it again")
+    folder = index.parent
     shards: dict[str, dict[str, TensorHeader]] = {}
     for name in sorted({str(place) for place in places.values()}):
-        if Path(name).name != name:
+        if Path(name).name != name or not name.endswith(".safetensors"):
             raise ModelError(
-                f"{folder / _INDEX} names {name!r}; expected a file of the same folder"
+                f"{index} names {name!r}; expected a file of the same folder, whose name ends in "
+                ".safetensors"
             )
-        if not (folder / name).exists():
+        if not (folder / name).is_file():
             raise ModelError(f"{folder} lacks {name}, which its index names; download it again")
         shards[name] = _read_file(folder / name)
-    missing = [tensor for tensor, place in places.items() if tensor not in shards[place]]
-    if missing:
+    try:
+        return {tensor: shards[place][tensor] for tensor, place in places.items()}
+    except KeyError as missing:
+        tensor = str(missing.args[0])
         raise ModelError(
-            f"{folder / places[missing[0]]} lacks {missing[0]}, which the index says it holds; "
+            f"{folder / str(places[tensor])} lacks {tensor}, which the index says it holds; "
             "download both again"
-        )
-    return {tensor: shards[place][tensor] for tensor, place in places.items()}
+        ) from None
 
 
 def _read_file(path: Path) -> dict[str, TensorHeader]:
     try:
         with path.open("rb") as file:
-            header, data_bytes = _read_header(path, file)
+            raw, data_bytes = _read_header(path, file)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
+    header = _parse(path, raw)
     header.pop("__metadata__", None)
-    try:
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        tensors = {
-            name: TensorHeader(str(entry["dtype"]), tuple(map(int, entry["shape"])), path.name)
-            for name, entry in header.items()
-        }
-    except (KeyError, IndexError, TypeError, ValueError):
-        raise ModelError(f"{path} has a header without dtype, shape or data_offsets") from None
-    if end != data_bytes:
-        raise ModelError(
-            f"{path} holds {data_bytes:,} bytes of weights where its header says {end:,}; "
-            "it is cut short or damaged, download it again"
-        )
+    data, file_name = 8 + len(raw), path.name
+    tensors = {name: _tensor(path, file_name, name, entry, data) for name, entry in header.items()}
+    _hold_places(path, tensors, data, data_bytes)
     return tensors
 
 
-def _read_header(path: Path, file: BinaryIO) -> tuple[dict[str, Any], int]:
+def _read_header(path: Path, file: BinaryIO) -> tuple[bytes, int]:
     """Return the header, and how many bytes follow it."""
     size = path.stat().st_size
     start = file.read(8)
-    if start == b"version ":
+    if start == _LFS[:8]:
         raise ModelError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull`")
     length = int.from_bytes(start, "little")
-    if len(start) < 8 or length > min(size - 8, _LONGEST_HEADER):
+    if len(start) < 8 or length > size - 8:
         raise ModelError(f"{path} is not a safetensors file, or is cut short ({size:,} bytes)")
+    if length > _LONGEST_HEADER:
+        raise ModelError(
+            f"{path} has a header of {length:,} bytes; safetensors allows {_LONGEST_HEADER:,}"
+        )
+    return file.read(length), size - 8 - length
+
+
+def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(file.read(length))
-    except ValueError:
+        header = json.loads(raw)
+        # A parser keeps the last of two equal names; as many places as names mean no two are equal.
+        if isinstance(header, dict) and raw.count(b'"data_offsets"') != len(
+            header.keys() - {"__metadata__"}
+        ):
+            json.loads(raw, object_pairs_hook=_without_duplicates)
+    except _DuplicateError as twice:
+        raise ModelError(
+            f"{path} names {twice} twice in its header; it is damaged, download it again"
+        ) from None
+    except (ValueError, RecursionError):
         raise ModelError(f"{path} has a damaged safetensors header; download it again") from None
     if not isinstance(header, dict):
         raise ModelError(f"{path} has a safetensors header that is no JSON object")
-    return header, size - 8 - length
+    return header
+
+
+class _DuplicateError(Exception):
+    """Two entries of one JSON object have the same name."""
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _DuplicateError(repr(Counter(name for name, _ in pairs).most_common(1)[0][0]))
+    return found
+
+
+def _tensor(path: Path, file: str, name: str, entry: Any, data: int) -> TensorHeader:
+    """Return an entry of the header, its shape held against the bytes that it claims."""
+    try:
+        dtype, shape = entry["dtype"], entry["shape"]
+        start, stop = entry["data_offsets"]
+        bits = _BITS.get(dtype, 0)
+        whole = {*map(type, shape), type(start), type(stop)} == {int}
+    except (KeyError, TypeError, ValueError):
+        raise ModelError(
+            f"{path} has a header without dtype, shape or data_offsets for {name!r}"
+        ) from None
+    if not bits:
+        raise ModelError(f"{path} stores {name} as {dtype!r}; known dtypes: {', '.join(_BITS)}")
+    if not whole or min(shape, default=0) < 0 or math.prod(shape) * bits != (stop - start) * 8:
+        raise ModelError(
+            f"{path} says that {name} is {shape} of {dtype} at data_offsets [{start}, {stop}], "
+            "which do not go together; it is damaged, download it again"
+        )
+    return TensorHeader(dtype, tuple(shape), file, data + start, stop - start)
+
+
+def _hold_places(path: Path, tensors: dict[str, TensorHeader], data: int, data_bytes: int) -> None:
+    """Hold the tensors' places against each other and the file: no gap, no overlap, no rest."""
+    end = data
+    for start, nbytes in sorted([(t.start, t.nbytes) for t in tensors.values()]):
+        if start != end:
+            raise ModelError(
+                f"{path} has tensors that overlap or leave a gap at byte {end:,}; it is damaged, "
+                "download it again"
+            )
+        end += nbytes
+    if end - data != data_bytes:
+        raise ModelError(
+            f"{path} holds {data_bytes:,} bytes of weights where its header says {end - data:,}; "
+            "it is cut short or damaged, download it again"
+        )
 
 
 def _nothing_to_read(folder: Path) -> str:
@@ -142,5 +251,5 @@ def _nothing_to_read(folder: Path) -> str:
         )
     return (
         f"{folder} has no weights; expected {_SINGLE} or {_INDEX}, found {there}. "
-        "Download the whole model"
+        "Download the whole model, or give its config.json alone"
     )

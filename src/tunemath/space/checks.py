@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from tunemath.findings import Check, Evidence, Outcome, Status
 
 __all__ = ["CHECKS"]
@@ -10,29 +12,39 @@ _STILL = 1e-6
 
 
 def _trainable_count(evidence: Evidence) -> Outcome:
-    """Hold the closed form's count against the live tensors and PEFT's own figure."""
+    """Hold the closed form's count against the live tensors and, of its methods, PEFT's figure."""
     count = evidence["training"]["trainable"]
     planned = evidence["plan"]["parameters"]["trainable"]
-    same = planned == count["planned"] == count["live"] == count["peft"]
+    peft = count.get("peft")
+    same = planned == count["planned"] == count["live"] and peft in (None, planned)
+    by_peft = "" if peft is None else f", PEFT {peft:,}"
     return Outcome(
         Status.PASS if same else Status.FAIL,
-        f"planned {planned:,}, live {count['live']:,}, PEFT {count['peft']:,} parameters",
+        f"planned {planned:,}, live {count['live']:,}{by_peft} parameters",
         "all equal",
-        where="" if same else "plan.json parameters.by_target against the adapter's tensors",
+        where="" if same else "plan.json parameters.by_target against the trained tensors",
         action="" if same else "look at space.targets: a layer was missed or matched twice",
     )
 
 
 def _step0_identity(evidence: Evidence) -> Outcome:
-    """An adapter at initialisation moves no logit."""
+    """An update at initialisation moves no logit; of a prefix or prompt it is said how far."""
     probe = evidence["training"]["identity"]
+    if probe.get("moves_by_nature"):
+        return Outcome(
+            Status.PASS if math.isfinite(probe["kl"]) else Status.FAIL,
+            f"virtual tokens move the base before training: KL(tuned ‖ base) {probe['kl']:.3g} "
+            f"nats, largest logit difference {probe['max_logit_difference']:.2g} over "
+            f"{probe['positions']} positions",
+            "finite, and recorded",
+        )
     still = probe["max_logit_difference"] <= _STILL
     return Outcome(
         Status.PASS if still else Status.FAIL,
         f"largest logit difference {probe['max_logit_difference']:.2g} "
         f"over {probe['positions']} positions",
         f"at most {_STILL:g}",
-        action="" if still else "the initialisation changes the base; use B = 0",
+        action="" if still else "the initialisation changes the base; start the last factor at 0",
     )
 
 
@@ -54,19 +66,20 @@ def _intended_tensors(evidence: Evidence) -> Outcome:
 
 
 def _deployable(evidence: Evidence) -> Outcome:
-    """The trained, the reloaded, the merged and the reloaded merged model are one model."""
+    """The trained, the reloaded and, where it can be, the merged and reloaded model are one."""
     artefact = evidence["artefact"]
     pairs = {key: value for key, value in artefact.items() if key.startswith("adapter_vs_")}
     worst = max(pairs, key=lambda key: pairs[key]["max_logit_difference"])
     largest = pairs[worst]["max_logit_difference"]
     same = largest <= artefact["tolerance"]
+    unmerged = f"; not merged: {artefact['not_merged']}" if "not_merged" in artefact else ""
     return Outcome(
         Status.PASS if same else Status.FAIL,
         f"largest logit difference {largest:.2g} ({worst.replace('_', ' ')}), "
-        f"KL {pairs[worst]['kl']:.2g} nats, over {artefact['positions']} positions",
+        f"KL {pairs[worst]['kl']:.2g} nats, over {artefact['positions']} positions{unmerged}",
         f"at most {artefact['tolerance']:g} in any logit",
         where="" if same else worst,
-        action="" if same else "do not deploy that form; compare dtypes and the adapter's scale",
+        action="" if same else "do not deploy that form; compare dtypes and the update's scale",
     )
 
 
@@ -88,7 +101,7 @@ CHECKS: tuple[Check, ...] = (
         "step0-identity",
         "space",
         "forward",
-        "The adapter at initialisation moves no logit.",
+        "The update at initialisation moves no logit; a prefix or prompt, by what is recorded.",
         ("training",),
         _step0_identity,
         covers=("init-changes-base",),
@@ -114,7 +127,7 @@ CHECKS: tuple[Check, ...] = (
         "adapter-merged-reloaded",
         "space",
         "artefact",
-        "The adapter, the adapter reloaded, merged, and merged and reloaded give the same logits.",
+        "The tuned model, reloaded and, where it can be, merged and reloaded has the same logits.",
         ("artefact",),
         _deployable,
         covers=(

@@ -1,27 +1,10 @@
-"""How many parameters a method trains: closed forms, each checked against the sum of its parts."""
+"""How many parameters a method trains on one matrix, in one layer: closed forms."""
 
 from __future__ import annotations
 
-import difflib
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypedDict
-
 from tunemath.arrays import positive
-from tunemath.errors import ModelError
-from tunemath.space.blueprint import Blueprint, Linear
-from tunemath.space.record import UpdateSpace
 
-__all__ = [
-    "LoraLedger",
-    "TargetRow",
-    "adapter_parameter_count",
-    "lora_ledger",
-    "lora_parameter_count",
-    "prefix_parameter_count",
-    "resolve_targets",
-]
+__all__ = ["adapter_parameter_count", "lora_parameter_count", "prefix_parameter_count"]
 
 
 def lora_parameter_count(d_in: int, d_out: int, rank: int) -> int:
@@ -71,96 +54,3 @@ def prefix_parameter_count(layers: int, prefix_length: int, kv_heads: int, head_
     )
     layers, prefix_length, kv_heads, head_dim = numbers
     return 2 * layers * prefix_length * kv_heads * head_dim
-
-
-class TargetRow(TypedDict):
-    """The LoRA parameters of all targets that share a short name and a shape."""
-
-    name: str
-    modules: int
-    d_in: int
-    d_out: int
-    rank: int
-    parameters: int
-
-
-@dataclass(frozen=True)
-class LoraLedger:
-    """What LoRA adds to a model, in parameters."""
-
-    by_target: tuple[TargetRow, ...]
-    base: int
-    trainable: int
-
-    @property
-    def total(self) -> int:
-        """Base and adapter together, as PEFT counts."""
-        return self.base + self.trainable
-
-    @property
-    def percent(self) -> float:
-        """100 · trainable / total."""
-        return 100 * self.trainable / self.total
-
-
-def lora_ledger(blueprint: Blueprint, space: UpdateSpace) -> LoraLedger:
-    """Return the exact parameter count of LoRA on a model, by target.
-
-    Let T be the targets: ``Σ_{t ∈ T} r (d_in + d_out)``, held against the sizes of every A and B.
-    """
-    targets = resolve_targets(blueprint, space.targets)
-    groups = Counter((linear.short_name, linear.d_in, linear.d_out) for linear in targets)
-    rows = tuple(
-        TargetRow(
-            name=name,
-            modules=modules,
-            d_in=d_in,
-            d_out=d_out,
-            rank=space.rank,
-            parameters=modules * lora_parameter_count(d_in, d_out, space.rank),
-        )
-        for (name, d_in, d_out), modules in groups.items()
-    )
-    trainable = sum(row["parameters"] for row in rows)
-    parts = sum(space.rank * linear.d_in + linear.d_out * space.rank for linear in targets)
-    if trainable != parts:
-        raise AssertionError(f"the closed form gives {trainable} parameters, its parts {parts}")
-    return LoraLedger(rows, blueprint.parameters, trainable)
-
-
-def resolve_targets(blueprint: Blueprint, targets: str | Sequence[str]) -> tuple[Linear, ...]:
-    """Return the linear layers that the contract's targets name, by PEFT's rule.
-
-    ``all-linear`` is every linear layer but the head. A name matches the module of that full name
-    and every module whose name ends in a dot and it. A name that matches none raises.
-    """
-    if targets == "all-linear":
-        return blueprint.linears
-    names = [targets] if isinstance(targets, str) else list(targets)
-    if not names:
-        raise ModelError(f"space.targets is empty; expected all-linear, or {_choices(blueprint)}")
-    for name in names:
-        if not any(_matches(linear, name) for linear in blueprint.linears):
-            raise ModelError(_unmatched(blueprint, name))
-    return tuple(
-        linear for linear in blueprint.linears if any(_matches(linear, name) for name in names)
-    )
-
-
-def _matches(linear: Linear, target: str) -> bool:
-    return linear.name == target or linear.name.endswith(f".{target}")
-
-
-def _choices(blueprint: Blueprint) -> str:
-    return ", ".join(dict.fromkeys(linear.short_name for linear in blueprint.linears))
-
-
-def _unmatched(blueprint: Blueprint, name: str) -> str:
-    short = sorted({linear.short_name for linear in blueprint.linears})
-    known = sorted({linear.name for linear in blueprint.linears}) if "." in name else short
-    near = difflib.get_close_matches(name, known, n=3)
-    meant = f" Did you mean {' or '.join(near)}?" if near else ""
-    return (
-        f"space.targets: {name!r} matches no linear layer of this {blueprint.model_type} "
-        f"model.{meant} It has {_choices(blueprint)}"
-    )

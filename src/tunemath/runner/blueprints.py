@@ -1,0 +1,203 @@
+"""Blueprints from what only torch and transformers can give: a live module, any configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from torch.nn.utils import parametrize
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.pytorch_utils import Conv1D
+
+from tunemath.errors import ModelError
+from tunemath.runner.quiet import quiet_libraries
+from tunemath.runner.resolve import cache_folder
+from tunemath.space import Blueprint, Module
+from tunemath.space.blueprint import Kind, Tensor
+from tunemath.space.blueprint.config import class_name
+from tunemath.space.blueprint.quantised import declared_quantisation
+from tunemath.space.blueprint.saved import from_json, to_json
+from tunemath.storage import canonical_json, hash_bytes, write_text
+
+__all__ = ["blueprint_from_transformers", "blueprint_of", "classes_of"]
+
+# Of each of PEFT's tasks, the tables in which transformers names its classes; the first that has
+# the model type counts.
+_TABLES = {
+    "CAUSAL_LM": ("CAUSAL_LM", "IMAGE_TEXT_TO_TEXT"),
+    "SEQ_2_SEQ_LM": ("SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ"),
+    "SEQ_CLS": ("SEQUENCE_CLASSIFICATION", "IMAGE_CLASSIFICATION", "AUDIO_CLASSIFICATION"),
+    "TOKEN_CLS": ("TOKEN_CLASSIFICATION",),
+    "QUESTION_ANS": ("QUESTION_ANSWERING",),
+    "FEATURE_EXTRACTION": ("",),
+}
+
+# What a configuration may hold that says how a model runs, not what it is.
+_NOT_SHAPE = ("quantization_config", "auto_map", "attn_implementation", "_attn_implementation",
+              "_attn_implementation_internal", "_attn_implementation_autoset")  # fmt: skip
+
+
+def classes_of(model_type: str) -> dict[str, str]:
+    """Return the name of transformers' class for each of PEFT's tasks that the family has."""
+    found = {}
+    for task, tables in _TABLES.items():
+        for table in tables:
+            middle = f"_FOR_{table}" if table else ""
+            name = getattr(modeling_auto, f"MODEL{middle}_MAPPING_NAMES").get(model_type)
+            if name:
+                found[task] = name if isinstance(name, str) else name[0]
+                break
+    return found
+
+
+def blueprint_from_transformers(
+    config: Mapping[str, Any], *, task_type: str | None = None, cache: Path | None = None
+) -> Blueprint:
+    """Return the blueprint of the model that transformers builds from a config.json.
+
+    The model is built on the meta device, without weights and without code from elsewhere, and
+    the blueprint is kept in ``cache``, a folder (tunemath's own unless given), so that it is built
+    once for a configuration, a task and a version of transformers. Raises `ModelError` where
+    transformers cannot build it; the message has its reason.
+    """
+    key = canonical_json([2, transformers.__version__, task_type, dict(config)])
+    folder = cache or cache_folder() / "blueprints"
+    path = folder / f"{hash_bytes(key)}.json"
+    kept = _kept(path)
+    if kept is not None:
+        return kept
+    text = to_json(blueprint_of(_build(config, task_type)))
+    with suppress(OSError):  # a cache that can't be written is a cache that isn't there
+        write_text(path, text)
+    return from_json(text)
+
+
+def _kept(path: Path) -> Blueprint | None:
+    """Return a blueprint from the cache; None where there is none, or a damaged one."""
+    try:
+        return from_json(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, ModelError):
+        return None
+
+
+def _build(config: Mapping[str, Any], task_type: str | None) -> nn.Module:
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise ModelError(
+            f"the configuration has {model_type!r:.60} as model_type, which transformers "
+            f"{transformers.__version__} does not have; a newer one may"
+        )
+    name = class_name(config, classes_of(model_type), task_type)
+    wanted = getattr(transformers, name, None)
+    if not isinstance(wanted, type) or not issubclass(wanted, transformers.PreTrainedModel):
+        raise ModelError(
+            f"the configuration of this {model_type} has {name!r:.60} as its class, which "
+            f"transformers {transformers.__version__} does not have; set task_type to choose one"
+        )
+    values = {key: value for key, value in config.items() if key not in _NOT_SHAPE}
+    try:
+        with quiet_libraries(), torch.device("meta"):
+            return wanted._from_config(CONFIG_MAPPING[model_type].from_dict(values))
+    except Exception as error:  # a configuration is a stranger's, and may fail anywhere
+        raise ModelError(
+            f"transformers {transformers.__version__} cannot build {name} from this configuration: "
+            f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+        ) from error
+
+
+def blueprint_of(model: nn.Module) -> Blueprint:
+    """Return the blueprint of a live module, on any device, the meta device included.
+
+    Quantised linear layers are given their logical shape. Buffers are left out. A module that is
+    reachable under two names has the first, as in ``named_modules()``.
+    """
+    modules, first, tied = [], {}, {}
+    frozen = set()
+    for name, module in model.named_modules():
+        own = list(module.named_parameters(recurse=False, remove_duplicate=False))
+        if not own:
+            continue
+        tensors = tuple(_tensor(module, *each) for each in own)
+        modules.append(Module(name, _kind(module), tensors, _made_weight(module)))
+        for key, parameter in own:
+            full = f"{name}.{key}" if name else key
+            if id(parameter) in first:
+                tied[full] = first[id(parameter)]
+            else:
+                first[id(parameter)] = full
+            if not parameter.requires_grad:
+                frozen.add(full)
+    config: Any = getattr(model, "config", None)
+    values = config.to_dict() if hasattr(config, "to_dict") else {}
+    return Blueprint(
+        model_type=getattr(config, "model_type", "") or "",
+        architecture=type(model).__name__,
+        modules=tuple(modules),
+        config=values,
+        tied=tied,
+        embedding=_name_of(model, "get_input_embeddings"),
+        head=_name_of(model, "get_output_embeddings"),
+        dtype=_main_dtype(model),
+        unlearnable=frozenset(frozen),
+        quantisation=declared_quantisation(values),
+    )
+
+
+def _kind(module: nn.Module) -> Kind:
+    if isinstance(module, nn.Linear):
+        return "linear"
+    if isinstance(module, Conv1D):
+        return "conv1d"
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return "conv"
+    if isinstance(module, nn.MultiheadAttention):
+        return "attention"
+    if "norm" in type(module).__name__.lower():
+        return "norm"
+    if any(p.dim() == 3 for p in module.parameters(recurse=False)) and (
+        "expert" in type(module).__name__.lower()
+    ):
+        return "experts"
+    return "other"
+
+
+def _tensor(module: nn.Module, name: str, parameter: torch.Tensor) -> Tensor:
+    """Return a parameter's name and logical shape; 4-bit weights are stored packed."""
+    if name == "weight" and isinstance(module, nn.Linear):
+        return name, (module.out_features, module.in_features)
+    if name == "weight" and isinstance(module, nn.Embedding):
+        return name, (module.num_embeddings, module.embedding_dim)
+    return name, tuple(parameter.shape)
+
+
+def _made_weight(module: nn.Module) -> tuple[int, ...] | None:
+    """Return the shape of a weight that a parametrisation makes from other parameters."""
+    if parametrize.is_parametrized(module, "weight"):
+        with torch.no_grad():
+            return tuple(module.weight.shape)  # type: ignore[union-attr, arg-type]
+    return None
+
+
+def _name_of(model: nn.Module, getter: str) -> str:
+    """Return the name of the module that ``getter`` gives; empty where there is none."""
+    try:
+        wanted: Any = getattr(model, getter)()
+    except (AttributeError, NotImplementedError):
+        return ""
+    return next((name for name, module in model.named_modules() if module is wanted), "")
+
+
+def _main_dtype(model: nn.Module) -> str:
+    counts: dict[str, int] = {}
+    for parameter in model.parameters():
+        name = str(parameter.dtype).removeprefix("torch.")
+        counts[name] = counts.get(name, 0) + parameter.numel()
+    return max(counts, key=lambda name: counts[name]) if counts else "float32"

@@ -1,0 +1,62 @@
+"""Training weights of the model itself: all, or those of a method such as BitFit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from tunemath.errors import RunError
+from tunemath.runner.blueprints import blueprint_of
+from tunemath.runner.tuned import TunedModel
+from tunemath.space import LastLayersSpace, UnfreezeSpace, change_of
+
+__all__ = ["UnfrozenModel"]
+
+
+class UnfrozenModel(TunedModel):
+    """A model some of whose own weights are trained, with a frozen copy of these as they were.
+
+    The copy is the reference of DPO and of KL(tuned ‖ base). Half precision loses small steps, so
+    the model is held in float32.
+    """
+
+    def __init__(self, base: Any, space: UnfreezeSpace | LastLayersSpace) -> None:
+        super().__init__(base.float(), space)
+        chosen = change_of(blueprint_of(base), space).unfrozen
+        base.requires_grad_(False)
+        copies: dict[nn.Parameter, nn.Parameter] = {}
+        for name, parameter in base.named_parameters(remove_duplicate=False):
+            if name in chosen and parameter not in copies:
+                parameter.requires_grad_(True)
+                copies[parameter] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+        self._places: list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]] | None = [
+            (module, key, parameter, copies[parameter])
+            for module in base.modules()
+            for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
+            if parameter in copies
+        ]
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Let the model be the base inside: other tensors take the trained ones' places."""
+        if self._places is None:
+            raise RunError("the base's own weights were let go; load the model again")
+        inside = [getattr(module, key) for module, key, _, _ in self._places]
+        for module, key, _, copy in self._places:
+            setattr(module, key, copy)
+        try:
+            yield
+        finally:
+            for (module, key, _, _), parameter in zip(self._places, inside, strict=True):
+                setattr(module, key, parameter)
+
+    def forget_base(self) -> None:
+        """Free the copy of the base's weights; the model can't be switched off any more."""
+        self._places = None
+
+    def merge_and_unload(self) -> Any:
+        """Return the model itself: its weights are the tuned ones."""
+        return self.base_model

@@ -1,0 +1,185 @@
+"""Read a model's blueprint from its files: configuration and headers, no weight, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tunemath.errors import ModelError
+from tunemath.space.blueprint.config import blueprint_of_config
+from tunemath.space.blueprint.hold import held_against, stored_as
+from tunemath.space.blueprint.kinds import blueprint_of_weights
+from tunemath.space.blueprint.names import live_weights, without_buffers
+from tunemath.space.blueprint.quantised import Weight, declared_quantisation, logical_weights
+from tunemath.space.blueprint.record import Blueprint
+from tunemath.space.checkpoint import read_json, read_tensor, read_tensor_headers
+
+__all__ = ["read_blueprint"]
+
+Fallback = Callable[[Mapping[str, Any], str | None], Blueprint]
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_GOOD = "a model's folder, a config.json, a .safetensors file, an index, or a .gguf file"
+
+
+def read_blueprint(
+    path: str | Path, *, task_type: str | None = None, fallback: Fallback | None = None
+) -> Blueprint:
+    """Return the blueprint of a model from its files, reading headers only.
+
+    ``path`` is a model's folder, a config.json, a safetensors file, the index of several, or a
+    GGUF file. A configuration gives the modules, and the weights are held against it. Weights
+    without one give them by name and shape; then nothing tells the family, so ``model_type`` and
+    ``config`` are empty.
+
+    ``task_type`` is PEFT's, such as SEQ_CLS; with a configuration it chooses the class.
+    ``fallback`` builds the blueprint of a family that is not known here, from the configuration
+    and the task; without it, or where it fails, such a family's weights speak for themselves.
+    """
+    path = Path(path)
+    gguf = _gguf_in(path)
+    if gguf is not None:
+        return _from_gguf(gguf, task_type)
+    config_file, weights_at = _files(path)
+    config = read_json(config_file) if config_file else {}
+    if "peft_type" in config:
+        raise ModelError(
+            f"{config_file} is an adapter's configuration; give the base model's folder, which it "
+            "names as base_model_name_or_path"
+        )
+    if weights_at is None:
+        return _from_config(path, config, task_type, fallback)
+    return _from_weights(weights_at, config, task_type, fallback)
+
+
+def _gguf_in(path: Path) -> Path | None:
+    """Return the GGUF file that a path means, if any: itself, or the only model in a folder."""
+    if path.is_file():
+        return path if path.suffix == ".gguf" else None
+    if not path.is_dir():
+        raise ModelError(f"{path} does not exist; expected {_GOOD}")
+    if any((path / name).is_file() for name in _WEIGHTS):
+        return None
+    files = sorted(file for file in path.glob("*.gguf") if file.is_file())
+    models = [file for file in files if "-of-" not in file.name or "-00001-of-" in file.name]
+    if len(models) > 1:
+        raise ModelError(
+            f"{path} holds {len(models)} GGUF models ({models[0].name}, {models[1].name}, …); "
+            "give one of them"
+        )
+    return models[0] if models else None
+
+
+def _files(path: Path) -> tuple[Path | None, Path | None]:
+    """Return the configuration and the weights that a path means, each if it is there."""
+    if path.is_dir():
+        config = path / "config.json"
+        return (config if config.is_file() else None), path
+    if path.suffix == ".safetensors" or path.name.endswith(".index.json"):
+        beside = path.parent / "config.json"
+        whole = path.name in _WEIGHTS and beside.is_file()
+        return (beside if whole else None), path
+    if path.suffix == ".json":
+        return path, None
+    raise ModelError(
+        f"{path} is not a file that is read; expected {_GOOD}. Weights in pickle (.bin, .pt) can "
+        "run any code when they are read, so they are refused"
+    )
+
+
+def _from_config(
+    path: Path, config: Mapping[str, Any], task_type: str | None, fallback: Fallback | None
+) -> Blueprint:
+    """Return the blueprint that a configuration alone gives."""
+    known = blueprint_of_config(config, task_type=task_type)
+    if known is None and fallback is not None:
+        try:
+            known = fallback(config, task_type)
+        except ImportError as error:
+            raise ModelError(f"{_unknown(path, config)} ({error})") from None
+    if known is None:
+        raise ModelError(_unknown(path, config))
+    return _as_declared(known, config)
+
+
+def _unknown(path: Path, config: Mapping[str, Any]) -> str:
+    family = config.get("model_type")
+    if not family:
+        return f"{path} names no model_type; expected the config.json of a transformers model"
+    return (
+        f"{path} describes a {family}, whose modules are not known without transformers; "
+        "install tunemath[train], or give the folder with the weights"
+    )
+
+
+def _as_declared(blueprint: Blueprint, config: Mapping[str, Any]) -> Blueprint:
+    """Return the blueprint with the dtype and the quantisation that the configuration names."""
+    dtype = config.get("dtype") or config.get("torch_dtype")
+    return replace(
+        blueprint,
+        dtype=dtype.removeprefix("torch.") if isinstance(dtype, str) else blueprint.dtype,
+        quantisation=declared_quantisation(config),
+    )
+
+
+def _from_weights(
+    path: Path, config: Mapping[str, Any], task_type: str | None, fallback: Fallback | None
+) -> Blueprint:
+    """Return the blueprint of weights, with the modules of the configuration where it is known."""
+    folder = path if path.is_dir() else path.parent
+    headers = read_tensor_headers(path)
+    if not headers:
+        raise ModelError(f"{path} has a weights file without a tensor; download it again")
+    if all(name.startswith("base_model.model.") for name in headers):
+        raise ModelError(f"{path} holds an adapter, not a model; give the base model's folder")
+    try:
+        logical = logical_weights(headers, partial(read_tensor, folder))
+        weights = live_weights(logical, str(config.get("model_type") or ""))
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+    known = blueprint_of_config(config, task_type=task_type) if config else None
+    if known is not None:
+        return held_against(path, _as_declared(known, config), weights, complete=True)
+    if config and fallback is not None:
+        # A family that transformers doesn't know either still has its weights.
+        with suppress(ModelError, ImportError):
+            known = fallback(config, task_type)
+    if known is not None:
+        return held_against(path, _as_declared(known, config), weights, complete=False)
+    return _of_weights_alone(weights, config)
+
+
+def _of_weights_alone(weights: Mapping[str, Weight], config: Mapping[str, Any]) -> Blueprint:
+    """Return the blueprint that names and shapes give; a configuration says if the head is tied."""
+    weights = without_buffers(weights)
+    found = stored_as(blueprint_of_weights(weights), weights)
+    if not config:
+        return found
+    tied = dict(found.tied)
+    head, embedding = (found.by_name.get(name) for name in (found.head, found.embedding))
+    if config.get("tie_word_embeddings") and head and embedding and head.shape == embedding.shape:
+        tied[f"{found.head}.weight"] = f"{found.embedding}.weight"
+    classes = config.get("architectures")
+    return replace(
+        found,
+        model_type=str(config.get("model_type") or ""),
+        architecture=str(classes[0]) if isinstance(classes, list) and classes else "",
+        config=config,
+        tied=tied,
+    )
+
+
+def _from_gguf(path: Path, task_type: str | None) -> Blueprint:
+    from tunemath.space.blueprint.gguf import read_gguf
+    from tunemath.space.blueprint.gguf_model import gguf_config, gguf_weights
+
+    gguf = read_gguf(path)
+    config = gguf_config(path, gguf)
+    known = blueprint_of_config(config, task_type=task_type or "CAUSAL_LM")
+    if known is None:
+        raise ModelError(_unknown(path, config))
+    return held_against(path, known, gguf_weights(path, gguf), complete=True)

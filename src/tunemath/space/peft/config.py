@@ -1,0 +1,99 @@
+"""PEFT's adapter_config.json, read as it is: defaults filled in, unknown keys named."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from tunemath.errors import ModelError
+from tunemath.space.checkpoint import read_json
+
+__all__ = ["AdapterConfig", "default_targets", "peft_facts", "refuse_lost_layers"]
+
+
+class AdapterConfig(Mapping[str, Any]):
+    """A PEFT configuration of any tuner type: a mapping of all its fields.
+
+    ``AdapterConfig("LORA", r=16)`` fills in PEFT's defaults; `read` takes adapter_config.json.
+    ``unknown`` names the keys that this version of PEFT does not have and would ignore.
+    """
+
+    def __init__(self, peft_type: str, /, **values: Any) -> None:
+        types = peft_facts()["types"]
+        self.peft_type = str(peft_type).upper()
+        if self.peft_type not in types:
+            near = difflib.get_close_matches(self.peft_type, types, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(types)}"
+            raise ModelError(f"peft_type {peft_type!r} is none of PEFT's; {hint}")
+        fields = types[self.peft_type]["defaults"]
+        self.unknown = tuple(sorted(values.keys() - fields.keys() - {"peft_type"}))
+        self._values = {**fields, **{key: values[key] for key in values if key in fields}}
+        self._values["peft_type"] = self.peft_type
+
+    @classmethod
+    def read(cls, path: str | Path) -> AdapterConfig:
+        """Read adapter_config.json, or the folder that holds it."""
+        path = Path(path)
+        if path.is_dir():
+            path = path / "adapter_config.json"
+        if not path.exists():
+            raise ModelError(f"{path} does not exist; give PEFT's adapter_config.json")
+        values = read_json(path)
+        kind = values.pop("peft_type", None)
+        if not isinstance(kind, str):
+            raise ModelError(f"{path} has no peft_type ({kind!r}); expected one such as LORA")
+        values.pop("runtime_config", None)  # not saved nor restored by PEFT
+        return cls(kind, **values)
+
+    def having(self, **values: Any) -> AdapterConfig:
+        """Return a copy with some fields set."""
+        return AdapterConfig(self.peft_type, **{**self._values, **values})
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"AdapterConfig({self.peft_type!r}, {self._values})"
+
+
+def default_targets(peft_type: str, model_type: str, which: str = "target_modules") -> Any:
+    """Return the targets that PEFT has for a model type when none are given, or None."""
+    return peft_facts()["types"][peft_type].get(which, {}).get(model_type)
+
+
+def refuse_lost_layers(config: AdapterConfig) -> None:
+    """Raise where layers are asked for in a way that the tuner type takes no notice of."""
+    refused = peft_facts()["types"][config.peft_type]["refuses"]
+    layers, pattern = config.get("layers_to_transform"), config.get("layers_pattern")
+    expression = isinstance(config.get("target_modules"), str)
+    case = "layers" if layers is not None else "a pattern" if pattern else "an empty pattern"
+    if expression and not (layers is pattern is None) and f"{case} with an expression" in refused:
+        raise ModelError(
+            f"{config.peft_type}: target_modules is {config['target_modules']!r}, beside which "
+            "PEFT takes neither layers_to_transform nor layers_pattern; say the layers in a "
+            "regular expression, or give a list of names"
+        )
+    if pattern and layers is None and "a pattern without layers" in refused:
+        raise ModelError(
+            f"{config.peft_type}: layers_pattern is {pattern!r} without layers_to_transform; give "
+            "the layers too, or leave it out"
+        )
+
+
+@cache
+def peft_facts() -> dict[str, Any]:
+    """Return what was read from PEFT itself: version, and of each type its fields and defaults."""
+    text = resources.files("tunemath.space.peft").joinpath("facts.json").read_text("utf-8")
+    facts: dict[str, Any] = json.loads(text)
+    return facts

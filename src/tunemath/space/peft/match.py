@@ -1,0 +1,351 @@
+"""Which modules a configuration means, by PEFT's own rules.
+
+A list of names matches the module of that full name, and every module whose name ends in a dot and
+one of them; a string is a regular expression for the whole name; ``all-linear`` is every linear
+layer but the head. Excluded names and ``modules_to_save`` never match.
+
+``require_kinds(find_targets(blueprint, config), config, ("linear",))`` gives the modules that a
+tuner adapts, and refuses what PEFT refuses: nothing matched, a block, a layer of another kind.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tunemath.errors import ModelError
+from tunemath.space.blueprint import Blueprint, Kind, Module
+from tunemath.space.peft.config import AdapterConfig, default_targets
+
+__all__ = [
+    "Targets",
+    "compiled",
+    "find_targets",
+    "name_filter",
+    "near_names",
+    "pattern_value",
+    "pattern_values",
+    "require_kinds",
+    "unmatched_targets",
+]
+
+_CLASSIFIERS = ("score", "classifier")
+# From so many names on, PEFT cuts them down to the shortest endings that tell them apart.
+_MANY = 20
+# State-space layers that are no plain linear layers, whatever their class.
+_MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
+_NOT_IN_MAMBA = ("out_proj", "conv1d")
+_LIKE_LORA = ("LORA", "ADALORA", "XLORA", "RANDLORA")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a configuration's target names met in a model."""
+
+    modules: tuple[Module, ...]
+    """The modules that own parameters and match."""
+    containers: tuple[str, ...] = ()
+    """The containers that match: blocks, not layers."""
+    unmatched: tuple[str, ...] = ()
+    """The names asked for that no module has; default targets are not asked for."""
+    asked: Any = None
+    """The targets as they were used: given, or PEFT's for the model type."""
+
+
+def find_targets(blueprint: Blueprint, config: AdapterConfig) -> Targets:
+    """Return what ``target_modules`` means in this model.
+
+    Where none are given, PEFT's defaults for the model type are taken; where PEFT has none, that
+    is an error, as it is there, unless ``target_parameters`` are given.
+    """
+    asked = _asked(blueprint, config)
+    if asked is None:
+        return Targets(())
+    if isinstance(asked, str) and asked.lower() == "all-linear":
+        found = _all_linear(blueprint, config)
+    elif isinstance(asked, str):
+        found = _by_pattern(blueprint, config.having(target_modules=asked))
+    else:
+        found = _by_names(blueprint, config, asked)
+    _refuse_state_space(blueprint, config, found)
+    return Targets(found.modules, found.containers, unmatched_targets(blueprint, config), asked)
+
+
+def require_kinds(
+    targets: Targets, config: AdapterConfig, kinds: Collection[Kind]
+) -> tuple[Module, ...]:
+    """Return the modules that match, which must all be of these kinds.
+
+    Raises `ModelError` where PEFT refuses: nothing matches, a container does (a block is no
+    layer), or a layer of a kind that the tuner can't adapt.
+    """
+    if not targets.modules and not targets.containers:
+        raise ModelError(
+            f"{config.peft_type}: target_modules {targets.asked!r} match no module of this model "
+            "that is neither excluded nor in modules_to_save; give names that it has"
+        )
+    if targets.containers:
+        raise ModelError(
+            f"{config.peft_type}: target_modules match {targets.containers[0]}, a block of layers; "
+            f"expected layers ({', '.join(kinds)}); name the layers inside it"
+        )
+    for module in targets.modules:
+        if module.kind not in kinds:
+            raise ModelError(
+                f"{config.peft_type}: target_modules match {module.name}, whose kind is "
+                f"{module.kind}; expected {', '.join(kinds)}; leave it out"
+            )
+    return targets.modules
+
+
+def unmatched_targets(blueprint: Blueprint, config: AdapterConfig) -> tuple[str, ...]:
+    """Return the target names asked for that no module has; default targets are not asked for.
+
+    A regular expression, or all the names together, that match nothing is an error of its own.
+    """
+    asked = config.get("target_modules")
+    if asked is None or isinstance(asked, str):
+        return ()
+    return tuple(name for name in dict.fromkeys(asked) if not _exists(blueprint, name))
+
+
+def near_names(blueprint: Blueprint, name: str, most: int = 3) -> list[str]:
+    """Return the names of a model's modules that are most like one that it doesn't have."""
+    shorts = blueprint.by_short_name
+    known = [*blueprint.by_name] if "." in name else [*shorts]
+    return difflib.get_close_matches(name, known, n=most)
+
+
+def pattern_value(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
+    """Return what ``rank_pattern`` or ``alpha_pattern`` has for a module; the first match counts.
+
+    >>> pattern_value({"q_proj": 16, r"layers.0.*": 4}, "model.layers.0.self_attn.q_proj", 8)
+    16
+    """
+    return pattern_values(patterns, default)(name)
+
+
+def pattern_values(patterns: Mapping[str, Any], default: Any) -> Callable[[str], Any]:
+    """Return the function from a name to what ``rank_pattern`` has for it."""
+    tests = [(compiled(rf"(.*\.)?({p})$", p).match, value) for p, value in patterns.items()]
+    return lambda name: next((value for test, value in tests if test(name)), default)
+
+
+def compiled(pattern: str, given: str) -> re.Pattern[str]:
+    """Return a compiled pattern; ``given`` is the part of it that the user wrote."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ModelError(
+            f"{given!r} is used as a regular expression, and is not a valid one ({error})"
+        ) from None
+
+
+# --- what is asked for
+
+
+def _asked(blueprint: Blueprint, config: AdapterConfig) -> Any:
+    """Return the targets given, or PEFT's for the model type; None for parameters alone."""
+    asked = config["target_modules"]
+    if asked is None:
+        asked = default_targets(config.peft_type, blueprint.model_type)
+    if asked is None and not config.get("target_parameters"):
+        raise ModelError(
+            f"PEFT has no default targets for {config.peft_type} on model type "
+            f"{blueprint.model_type!r}; give target_modules, such as {_examples(blueprint)}"
+        )
+    if asked is None or isinstance(asked, str):
+        return asked
+    if not isinstance(asked, list | tuple | set | frozenset):
+        raise ModelError(
+            f"{config.peft_type}: target_modules is {asked!r}; expected a list of names, a regular "
+            "expression, or all-linear"
+        )
+    return list(dict.fromkeys(map(str, asked)))
+
+
+def _examples(blueprint: Blueprint) -> str:
+    return ", ".join(dict.fromkeys(m.short_name for m in blueprint.linears)) or "its layers' names"
+
+
+def _by_pattern(blueprint: Blueprint, config: AdapterConfig) -> Targets:
+    meant = name_filter(config)
+    return Targets(
+        tuple(m for m in blueprint.modules if meant(m.name)),
+        tuple(n for n in _plain_containers(blueprint) if meant(n)),
+    )
+
+
+def _all_linear(blueprint: Blueprint, config: AdapterConfig) -> Targets:
+    """Return every linear layer but the head, or but the classifier in sequence classification."""
+    linears = blueprint.linears
+    if not blueprint.head and config["task_type"] == "SEQ_CLS":
+        left_out = next((n for n in _CLASSIFIERS if _exists_at_top(blueprint, n)), None)
+        linears = tuple(m for m in linears if m.name != left_out)
+    whole = _narrowing(config) is None and config.get("layers_to_transform") is None
+    if whole and not _ends_elsewhere(blueprint, linears):
+        return Targets(linears)
+    return _by_names(blueprint, config, [m.name for m in linears])
+
+
+def _ends_elsewhere(blueprint: Blueprint, linears: Iterable[Module]) -> bool:
+    """Whether the name of a linear layer may also be the ending of another's.
+
+    PEFT turns ``all-linear`` into the full names of layers, and then matches endings.
+    """
+    starts = {module.name.partition(".")[0] for module in linears}
+    inner = tuple(f".{start}" for start in starts)
+    return any(part in m.name for m in blueprint.modules for part in inner)
+
+
+def _by_names(blueprint: Blueprint, config: AdapterConfig, names: Sequence[str]) -> Targets:
+    wanted = frozenset(names)
+    shorts = dict.fromkeys(name.rpartition(".")[2] for name in names)
+    modules: list[Module] = []
+    for short in shorts:
+        alike = blueprint.by_short_name.get(short, ())
+        modules += alike if short in wanted else (m for m in alike if _ends(m.name, wanted))
+    containers = [
+        name
+        for name in _plain_containers(blueprint)
+        if name.rpartition(".")[2] in shorts and _ends(name, wanted)
+    ]
+    for keep in (_in_layers(blueprint, config, names), _narrowing(config)):
+        if keep is not None:
+            modules = [m for m in modules if keep(m.name)]
+            containers = [c for c in containers if keep(c)]
+    return Targets(tuple(modules), tuple(containers))
+
+
+def _plain_containers(blueprint: Blueprint) -> Iterator[str]:
+    """Yield the containers that own no parameters themselves."""
+    owners = blueprint.by_name
+    return (name for name in blueprint.containers if name not in owners)
+
+
+def _ends(name: str, wanted: Collection[str]) -> bool:
+    """Whether a name is wanted, or ends in a dot and a wanted one."""
+    dot = "."
+    while dot:
+        if name in wanted:
+            return True
+        _, dot, name = name.partition(".")
+    return False
+
+
+def _exists(blueprint: Blueprint, name: str) -> bool:
+    """Whether a module or a container has this name, or ends in a dot and this name."""
+    if name in blueprint.by_short_name or name in blueprint.by_name:
+        return True
+    alike = blueprint.by_short_name.get(name.rpartition(".")[2], ())
+    ending = f".{name}"
+    return any(m.name.endswith(ending) for m in alike) or any(
+        each == name or each.endswith(ending) for each in blueprint.containers
+    )
+
+
+def _exists_at_top(blueprint: Blueprint, name: str) -> bool:
+    return name in blueprint.by_name or name in blueprint.containers
+
+
+def _refuse_state_space(blueprint: Blueprint, config: AdapterConfig, found: Targets) -> None:
+    if config.peft_type not in _LIKE_LORA or blueprint.model_type not in _MAMBA:
+        return
+    for module in found.modules:
+        if module.short_name in _NOT_IN_MAMBA:
+            raise ModelError(
+                f"{config.peft_type}: target_modules match {module.name}, which {config.peft_type} "
+                f"can't adapt in {blueprint.model_type}; leave {' and '.join(_NOT_IN_MAMBA)} out"
+            )
+
+
+# --- what narrows it down
+
+
+def name_filter(config: AdapterConfig) -> Callable[[str], bool]:
+    """Return whether ``target_modules``, a regular expression, means a name."""
+    pattern, keep = config["target_modules"], _narrowing(config)
+    try:
+        wanted = re.compile(pattern)
+    except re.error as error:
+        raise ModelError(
+            f"target_modules {pattern!r} is a string, so a regular expression for whole names, "
+            f"and not a valid one ({error}); give a list for plain names"
+        ) from None
+    if keep is None:
+        return lambda name: wanted.fullmatch(name) is not None
+    return lambda name: wanted.fullmatch(name) is not None and keep(name)
+
+
+def _narrowing(config: AdapterConfig) -> Callable[[str], bool] | None:
+    """Return whether a name is kept, by excluded and saved modules; None where all are."""
+    excluded, saved = config.get("exclude_modules"), config.get("modules_to_save")
+    if not excluded and not saved:
+        return None
+    pattern = compiled(excluded, excluded) if isinstance(excluded, str) and excluded else None
+    names = frozenset() if isinstance(excluded, str) else frozenset(excluded or ())
+    inside = [compiled(rf"(^|.*\.){each}($|\..*)", each) for each in saved or ()]
+
+    def keep(name: str) -> bool:
+        if pattern is not None and pattern.fullmatch(name):
+            return False
+        return not _ends(name, names) and not any(each.match(name) for each in inside)
+
+    return keep
+
+
+def _in_layers(
+    blueprint: Blueprint, config: AdapterConfig, names: Sequence[str]
+) -> Callable[[str], bool] | None:
+    """Return whether a module lies in the layers asked for; None where all do.
+
+    Its layer is the first number in its name, after one of ``layers_pattern`` where that is given.
+    A module that is asked for by its full name is taken in any layer.
+    """
+    layers = config.get("layers_to_transform")
+    if layers is None or (isinstance(layers, list) and not layers):
+        return None
+    chosen = {layers} if isinstance(layers, int) else frozenset(layers)
+    given = config.get("layers_pattern") or ()
+    given = [given] if isinstance(given, str) else given
+    patterns = [compiled(rf"(?:^|.*?\.){each}\.(?P<idx>\d+)\.", each) for each in given]
+    patterns = patterns or [re.compile(r".*?\.[^.]*\.(?P<idx>\d+)\.")]
+    whole = _shortened(blueprint, names)
+
+    def inside(name: str) -> bool:
+        if name in whole:
+            return True
+        match = next((m for m in (pattern.match(name) for pattern in patterns) if m), None)
+        return match is not None and int(match["idx"]) in chosen
+
+    return inside
+
+
+def _shortened(blueprint: Blueprint, names: Sequence[str]) -> frozenset[str]:
+    """Return the names as PEFT keeps them: many are cut to their shortest telling endings.
+
+    What they match stays the same; but a name that was cut is no longer a module's full name.
+    """
+    wanted = frozenset(names)
+    if len(wanted) < _MANY:
+        return wanted
+    every = (*blueprint.containers, *blueprint.by_name)
+    taken = {end for each in every if not _ends(each, wanted) for end in _endings(each)}
+    kept: set[str] = set()
+    for endings in sorted(map(_endings, wanted)):
+        if kept.isdisjoint(endings[:-1]):
+            kept.update([end for end in endings if end not in taken and end not in kept][:1])
+    return frozenset(kept) if kept and len(kept) < len(wanted) else wanted
+
+
+def _endings(name: str) -> list[str]:
+    """Return a name's endings, shortest first.
+
+    >>> _endings("h.0.attn")
+    ['attn', '0.attn', 'h.0.attn']
+    """
+    parts = name.split(".")
+    return [".".join(parts[start:]) for start in reversed(range(len(parts)))]

@@ -1,0 +1,1 @@
+"""A function for each of PEFT's tuner types: (blueprint, configuration) → change."""

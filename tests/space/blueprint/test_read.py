@@ -1,0 +1,372 @@
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from contextlib import suppress
+
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from saved_models import MODELS, model, modules, save, ties, write_safetensors
+
+from tunemath.errors import ModelError
+from tunemath.runner.blueprints import blueprint_of
+from tunemath.space import LoraSpace, ledger_of, read_blueprint
+
+# Families that are described without transformers, and some that are not.
+UNKNOWN = ("wav2vec2", "mamba", "llava", "qwen2_vl")
+KNOWN = [name for name in MODELS if name not in UNKNOWN]
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_folder_gives_the_live_model(tmp_path, name):
+    read, live = read_blueprint(save(name, tmp_path)), blueprint_of(model(name))
+    assert read.modules == live.modules
+    assert (read.tied, read.embedding, read.head) == (live.tied, live.embedding, live.head)
+    assert (read.model_type, read.architecture) == (live.model_type, live.architecture)
+    assert read.parameters == model(name).num_parameters()
+    assert (read.dtype, read.quantisation) == ("float32", "")
+    assert read.stored_bytes == 4 * read.parameters
+    alone = read_blueprint(tmp_path / "config.json")
+    assert alone.modules == live.modules
+    assert alone.stored_bytes is None
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_a_family_that_is_not_known_is_told_by_its_weights(tmp_path, name):
+    read, live = read_blueprint(save(name, tmp_path)), blueprint_of(model(name))
+    assert modules(read) == modules(live)
+    assert (read.model_type, read.architecture) == (live.model_type, live.architecture)
+    assert read.config["model_type"] == live.model_type
+    with pytest.raises(ModelError, match=rf"config.json describes a {live.model_type}, whose"):
+        read_blueprint(tmp_path / "config.json")
+
+
+def test_shards_are_held_against_the_configuration_too(tmp_path):
+    save("llama", tmp_path / "one")
+    save("llama", tmp_path / "many", max_shard_size="20KB")
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 2
+    expected = read_blueprint(tmp_path / "one")
+    assert read_blueprint(tmp_path / "many") == expected
+    assert read_blueprint(tmp_path / "one" / "model.safetensors") == expected
+    assert read_blueprint(tmp_path / "many" / "model.safetensors.index.json") == expected
+    next((tmp_path / "many").glob("*00002*.safetensors")).unlink()
+    with pytest.raises(ModelError, match=r"lacks model-00002.*which its index names"):
+        read_blueprint(tmp_path / "many")
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3-head-dim", "gpt2"])
+def test_a_folders_lora_counts_are_pefts(tmp_path, name):
+    ledger = ledger_of(read_blueprint(save(name, tmp_path)), LoraSpace(rank=3))
+    copy = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    config = peft.LoraConfig(r=3, target_modules="all-linear", fan_in_fan_out=name == "gpt2")
+    live = peft.get_peft_model(copy, config)
+    assert (ledger.trainable, ledger.total) == live.get_nb_trainable_parameters()
+
+
+def test_a_target_that_matches_nothing_names_its_neighbours(tmp_path):
+    blueprint = read_blueprint(save("llama", tmp_path))
+    with pytest.raises(ModelError, match=r"'q_prj' matches no.*Did you mean q_proj.*gate_proj"):
+        ledger_of(blueprint, LoraSpace(targets=["v_proj", "q_prj"]))
+    with pytest.raises(ModelError, match=r"Did you mean model.layers.1.self_attn.q_proj"):
+        ledger_of(blueprint, LoraSpace(targets=["model.layers.1.self_atn.q_proj"]))
+    with pytest.raises(ModelError, match=r"space.targets is empty"):
+        ledger_of(blueprint, LoraSpace(targets=[]))
+
+
+# The task, the class that it chooses, and the model whose checkpoint it is read from.
+_TASKS = [
+    ("SEQ_CLS", "LlamaForSequenceClassification", "llama"),
+    ("TOKEN_CLS", "LlamaForTokenClassification", "llama"),
+    ("FEATURE_EXTRACTION", "LlamaModel", "llama"),
+    ("CAUSAL_LM", "LlamaForCausalLM", "llama-base"),
+    ("SEQ_CLS", "BertForSequenceClassification", "bert"),
+    ("SEQ_CLS", "GPT2ForSequenceClassification", "gpt2"),
+]
+
+
+@pytest.mark.parametrize(("task", "wanted", "name"), _TASKS)
+def test_a_task_chooses_the_class_and_the_checkpoint_may_lack_its_head(
+    tmp_path, task, wanted, name
+):
+    save(name, tmp_path)
+    read = read_blueprint(tmp_path, task_type=task)
+    live = getattr(transformers, wanted).from_pretrained(tmp_path)
+    assert read.architecture == wanted
+    assert read.modules == blueprint_of(live).modules
+    assert read.parameters == live.num_parameters()
+
+
+def test_16_bit_weights_and_a_head_stored_twice(tmp_path):
+    half = transformers.LlamaForCausalLM(model("llama").config).half()
+    half.save_pretrained(tmp_path)
+    assert read_blueprint(tmp_path).dtype == "float16"
+    assert not read_blueprint(tmp_path).tied
+    _edit_config(tmp_path, tie_word_embeddings=True)
+    read = read_blueprint(tmp_path)
+    assert read.tied
+    assert read.parameters == half.num_parameters() - 64 * 32
+    assert read.stored_bytes == 2 * read.parameters
+
+
+def test_gpt2_checkpoints_without_prefix_and_with_buffers(tmp_path):
+    save("gpt2", tmp_path)
+    expected = read_blueprint(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    bare = {name.removeprefix("transformer."): value for name, value in tensors.items()}
+    bare["h.0.attn.bias"] = torch.ones(1, 1, 64, 64)
+    save_file(bare, tmp_path / "model.safetensors")
+    assert read_blueprint(tmp_path) == expected
+
+
+def test_more_layers_than_the_configuration_names_are_left_out(tmp_path):
+    """As transformers does; people cut models short by their configuration."""
+    save("llama", tmp_path)
+    _edit_config(tmp_path, num_hidden_layers=1)
+    live = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    read = read_blueprint(tmp_path)
+    assert read.parameters == live.num_parameters()
+    assert read.stored_bytes == 4 * read.parameters
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_unknown_familys_configuration_says_if_a_stored_head_is_tied(tmp_path, tied):
+    save("llama", tmp_path)
+    _edit_config(tmp_path, model_type="strange", tie_word_embeddings=tied)
+    read = read_blueprint(tmp_path)
+    assert bool(read.tied) == tied
+    assert read.parameters == model("llama").num_parameters() - tied * 64 * 32
+
+
+@pytest.mark.parametrize("classes", [None, "LlamaForCausalLM", [], {}])
+def test_an_unknown_familys_configuration_may_be_odd(tmp_path, classes):
+    save("vit", tmp_path)
+    _edit_config(tmp_path, model_type="strange", architectures=classes, tie_word_embeddings=True)
+    assert read_blueprint(tmp_path).architecture == ""
+
+
+class _Recorded:
+    """A fallback that keeps what it was asked."""
+
+    def __init__(self, answer):
+        self.answer, self.asked = answer, []
+
+    def __call__(self, config, task_type):
+        self.asked.append((config["model_type"], task_type))
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@pytest.fixture
+def strange(tmp_path):
+    save("llama", tmp_path)
+    _edit_config(tmp_path, model_type="strange")
+    return tmp_path
+
+
+def test_a_fallback_describes_what_is_not_known(strange):
+    fallback = _Recorded(blueprint_of(model("llama")))
+    read = read_blueprint(strange, task_type="CAUSAL_LM", fallback=fallback)
+    assert read.modules == fallback.answer.modules
+    assert read.stored_bytes == 4 * read.parameters
+    assert read_blueprint(strange / "config.json", fallback=fallback) == read
+    assert fallback.asked == [("strange", "CAUSAL_LM"), ("strange", None)]
+
+
+def test_a_fallback_is_not_asked_about_a_known_family_or_without_a_configuration(tmp_path):
+    fallback = _Recorded(AssertionError())
+    save("llama", tmp_path)
+    read_blueprint(tmp_path, fallback=fallback)
+    (tmp_path / "config.json").unlink()
+    read_blueprint(tmp_path, fallback=fallback)
+    assert not fallback.asked
+
+
+@pytest.mark.parametrize("error", [ModelError("no such family"), ImportError("no torch")])
+def test_where_the_fallback_fails_the_weights_speak(strange, error):
+    read = read_blueprint(strange, fallback=_Recorded(error))
+    assert modules(read) == modules(blueprint_of(model("llama")))
+    assert ties(read) == set()
+    with pytest.raises(ModelError, match=str(error)):
+        read_blueprint(strange / "config.json", fallback=_Recorded(error))
+
+
+def test_a_fallbacks_blueprint_is_held_against_the_weights(strange):
+    fallback = _Recorded(blueprint_of(model("qwen3-head-dim")))
+    with pytest.raises(ModelError, match="not of one model"):
+        read_blueprint(strange, fallback=fallback)
+
+
+def _edit_config(folder, **changes):
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in config.items() if value != "DROP"}))
+
+
+def _only_pickle(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def _cut(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _adapter(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "adapter_config.json").write_text("{}")
+
+
+def _adapters_weights(folder):
+    path = folder / "model.safetensors"
+    save_file({f"base_model.model.{k}": v for k, v in load_file(path).items()}, path)
+
+
+def _another_models_weights(folder):
+    save("gpt2", folder / "other")
+    (folder / "other" / "model.safetensors").replace(folder / "model.safetensors")
+
+
+def _text(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: shutil.rmtree(f), "does not exist; expected a model's folder"),
+        (_text("config.json", "{"), "config.json is not JSON"),
+        (_text("config.json", "[]"), "expected a JSON object"),
+        (_text("config.json", "[" * 100_000), "config.json is not JSON"),
+        (_text("config.json", "version https://git-lfs.github.com/spec/v1"), "git lfs pull"),
+        (_text("config.json", '{"peft_type": "LORA"}'), "an adapter's configuration"),
+        (lambda f: (f / "model.safetensors").unlink(), "has no weights.*found config.json"),
+        (_only_pickle, "only as pickle .pytorch_model.bin.*can run any code.*save_pretrained"),
+        (_adapter, "holds an adapter, not a model"),
+        (_adapters_weights, "holds an adapter, not a model"),
+        (_cut, "cut short or damaged"),
+        (_text("model.safetensors", "version https://git-lfs.github.com/v1\n"), "git lfs pull"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"12"), "not a safetensors file"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"x" * 99), "not a safetensors file"),
+        (lambda f: write_safetensors(f / "model.safetensors", {}), "without a tensor"),
+        (lambda f: _edit_config(f, hidden_size="DROP"), "not of one model"),
+        (lambda f: _edit_config(f, vocab_size=63), r"is \[64, 32\], .* is \[63, 32\]; config and"),
+        (lambda f: _edit_config(f, num_hidden_layers=3), "lack 9 of .*layers.2.* of one model"),
+        (lambda f: _edit_config(f, attention_bias=True), "lack 8 .*q_proj.bias; config and"),
+        (_another_models_weights, "the weights lack 18 of .* parameters"),
+    ],
+)
+def test_damaged_folders(tmp_path, damage, message):
+    folder = save("llama", tmp_path / "model")
+    damage(folder)
+    with pytest.raises(ModelError, match=message):
+        read_blueprint(folder)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "README.md"])
+def test_other_files_are_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\x80\x04.")
+    with pytest.raises(ModelError, match=rf"{name} is not a file that is read; expected"):
+        read_blueprint(tmp_path / name)
+
+
+@pytest.mark.parametrize("text", ["{}", '{"model_type": null}', '{"hidden_size": 8}'])
+def test_a_configuration_without_a_family(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ModelError, match="names no model_type"):
+        read_blueprint(tmp_path / "config.json")
+
+
+def _indexed(folder, places):
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    index = {"weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        ({"x": "../a.safetensors"}, "expected a file of the same folder"),
+        ({"x": "/etc/passwd"}, "expected a file of the same folder"),
+        ({"x": ".."}, "expected a file of the same folder"),
+        ({"x": ""}, "expected a file of the same folder"),
+        ({"x": ["a.safetensors"]}, "expected a file of the same folder"),
+        ({"x": "pytorch_model.bin"}, "whose name ends in .safetensors"),
+        ({"x": "b.safetensors"}, "lacks b.safetensors, which its index names"),
+        ({"x": "a.safetensors"}, "lacks x, which the index says it holds"),
+        ({}, "has no weight_map"),
+        (["a.safetensors"], "has no weight_map"),
+    ],
+)
+def test_indices_that_lie(tmp_path, places, message):
+    _indexed(save("llama", tmp_path), places)
+    with pytest.raises(ModelError, match=message):
+        read_blueprint(tmp_path)
+
+
+def _raw(header, data=b""):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def _entry(dtype="F32", shape=(2,), offsets=(0, 8)):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+_TWICE = b'{"x":%b,"x":%b}' % ((json.dumps(_entry()).encode(),) * 2)
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (_raw({"x": _entry(shape=(3,))}, bytes(8)), "do not go together"),
+        (_raw({"x": _entry(offsets=(8, 0))}, bytes(8)), "do not go together"),
+        (_raw({"x": _entry(shape=(-2,))}, bytes(8)), "do not go together"),
+        (_raw({"x": _entry(shape=(2.0,))}, bytes(8)), "do not go together"),
+        (_raw({"x": _entry(shape=(True, 2))}, bytes(8)), "do not go together"),
+        (_raw({"x": _entry(dtype="Q4")}, bytes(8)), "stores x as 'Q4'; known dtypes: BOOL"),
+        (_raw({"x": _entry(dtype=["F32"])}, bytes(8)), "without dtype, shape or data_offsets"),
+        (_raw({"x": {"dtype": "F32"}}, bytes(8)), "without dtype, shape or data_offsets"),
+        (_raw({"x": 1}, bytes(8)), "without dtype, shape or data_offsets"),
+        (_raw({"x": _entry(offsets=(8, 16))}, bytes(16)), "overlap or leave a gap"),
+        (_raw({"x": _entry(), "y": _entry()}, bytes(8)), "overlap or leave a gap"),
+        (_raw({"x": _entry()}, bytes(9)), "holds 9 bytes of weights where its header says 8"),
+        (_raw({"x": _entry()}), "cut short or damaged"),
+        (_raw(_TWICE, bytes(8)), "names 'x' twice in its header"),
+        (_raw(b"{"), "damaged safetensors header"),
+        (_raw(b"\xff\xfe"), "damaged safetensors header"),
+        (_raw(b"[" * 100_000), "damaged safetensors header"),
+        (_raw([1]), "no JSON object"),
+        (struct.pack("<Q", 2**63) + b"{}", "not a safetensors file, or is cut short"),
+    ],
+)
+def test_headers_that_lie(tmp_path, raw, message):
+    (tmp_path / "model.safetensors").write_bytes(raw)
+    with pytest.raises(ModelError, match=message):
+        read_blueprint(tmp_path)
+
+
+def test_a_header_longer_than_the_format_allows(tmp_path):
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", 100_000_001))
+        file.truncate(100_000_100)
+    with pytest.raises(ModelError, match="header of 100,000,001 bytes; safetensors allows"):
+        read_blueprint(tmp_path)
+
+
+def test_random_bytes_in_the_header_never_give_a_traceback(tmp_path):
+    path = save("llama", tmp_path) / "model.safetensors"
+    whole = path.read_bytes()
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        data = bytearray(whole)
+        for at in random.integers(8, 3000, size=3):
+            data[at] = random.integers(32, 127)
+        path.write_bytes(data)
+        with suppress(ModelError):
+            read_blueprint(tmp_path)

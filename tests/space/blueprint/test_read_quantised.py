@@ -1,0 +1,315 @@
+"""Quantised checkpoints, packed by hand after their formats' own descriptions."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import pytest
+from saved_models import model, modules, save, tensors_of, write_safetensors
+
+from tunemath.errors import ModelError
+from tunemath.runner.blueprints import blueprint_of
+from tunemath.space import read_blueprint
+
+
+def _bitsandbytes_4bit(name, d_out, d_in):
+    """bitsandbytes/functional.py, QuantState.as_dict(packed=True); double quantisation."""
+    blocks = -(-d_out * d_in // 64)
+    state = json.dumps({"quant_type": "nf4", "blocksize": 64, "shape": [d_out, d_in]}).encode()
+    return {
+        f"{name}.weight": ("U8", ((d_out * d_in + 1) // 2, 1)),
+        f"{name}.weight.absmax": ("U8", (blocks,)),
+        f"{name}.weight.quant_map": ("F32", (16,)),
+        f"{name}.weight.nested_absmax": ("F32", (1,)),
+        f"{name}.weight.nested_quant_map": ("F32", (256,)),
+        f"{name}.weight.quant_state.bitsandbytes__nf4": state,
+    }
+
+
+def _bitsandbytes_8bit(name, d_out, d_in):
+    """bitsandbytes/nn/modules.py, Linear8bitLt._save_to_state_dict."""
+    return {
+        f"{name}.weight": ("I8", (d_out, d_in)),
+        f"{name}.SCB": ("F32", (d_out,)),
+        f"{name}.weight_format": ("U8", ()),
+    }
+
+
+def _gptq(name, d_out, d_in, bits=4, group=16):
+    """AutoGPTQ, auto_gptq/nn_modules/qlinear/qlinear_cuda_old.py."""
+    groups = -(-d_in // group)
+    return {
+        f"{name}.qweight": ("I32", (d_in * bits // 32, d_out)),
+        f"{name}.qzeros": ("I32", (groups, d_out * bits // 32)),
+        f"{name}.scales": ("F16", (groups, d_out)),
+        f"{name}.g_idx": ("I32", (d_in,)),
+    }
+
+
+def _gptq_8bit_without_g_idx(name, d_out, d_in):
+    tensors = _gptq(name, d_out, d_in, bits=8)
+    del tensors[f"{name}.g_idx"]
+    return tensors
+
+
+def _awq(name, d_out, d_in, group=16):
+    """AutoAWQ, awq/modules/linear/gemm.py: eight values of 4 bits along d_out."""
+    groups = -(-d_in // group)
+    return {
+        f"{name}.qweight": ("I32", (d_in, d_out // 8)),
+        f"{name}.qzeros": ("I32", (groups, d_out // 8)),
+        f"{name}.scales": ("F16", (groups, d_out)),
+    }
+
+
+def _awq_gemv(name, d_out, d_in):
+    """AutoAWQ, awq/modules/linear/gemv.py: along d_in, scales padded to eight groups."""
+    return {
+        f"{name}.qweight": ("I32", (d_out, d_in // 8)),
+        f"{name}.qzeros": ("I32", (d_out, 1)),
+        f"{name}.scales": ("F16", (d_out, 2)),
+    }
+
+
+def _pack_quantized(name, d_out, d_in):
+    """compressed-tensors, compressors/pack_quantized.py: 4 bits, padded to whole integers."""
+    return {
+        f"{name}.weight_packed": ("I32", (d_out, -(-d_in // 8))),
+        f"{name}.weight_scale": ("BF16", (d_out, -(-d_in // 16))),
+        f"{name}.weight_zero_point": ("I32", (-(-d_out // 8), -(-d_in // 16))),
+        f"{name}.weight_shape": ("I64", struct.pack("<2q", d_out, d_in)),
+    }
+
+
+def _nvfp4_packed(name, d_out, d_in):
+    """compressed-tensors, compressors/quantized_compressors/nvfp4_quantized.py."""
+    return {
+        f"{name}.weight_packed": ("U8", (d_out, d_in // 2)),
+        f"{name}.weight_scale": ("F8_E4M3", (d_out, d_in // 16)),
+        f"{name}.weight_global_scale": ("F32", (1,)),
+        f"{name}.input_global_scale": ("F32", (1,)),
+    }
+
+
+def _mxfp6_packed(name, d_out, d_in):
+    """compressed-tensors, compressors/mxfp6/base.py: four values in three bytes."""
+    return {
+        f"{name}.weight_packed": ("U8", (d_out, d_in * 3 // 4)),
+        f"{name}.weight_scale": ("U8", (d_out, d_in // 32)),
+    }
+
+
+def _nvfp4(name, d_out, d_in):
+    """TensorRT Model Optimizer, as vllm's quantization/modelopt.py reads it."""
+    return {
+        f"{name}.weight": ("U8", (d_out, d_in // 2)),
+        f"{name}.weight_scale": ("F8_E4M3", (d_out, d_in // 16)),
+        f"{name}.weight_scale_2": ("F32", ()),
+        f"{name}.input_scale": ("F32", ()),
+    }
+
+
+def _fp8_blocks(name, d_out, d_in):
+    """DeepSeek-V3: a scale for each block of 128 × 128."""
+    return {
+        f"{name}.weight": ("F8_E4M3", (d_out, d_in)),
+        f"{name}.weight_scale_inv": ("F32", (-(-d_out // 128), -(-d_in // 128))),
+    }
+
+
+def _fp8_tensor(name, d_out, d_in):
+    """compressed-tensors, float-quantized: a scale for each tensor."""
+    return {
+        f"{name}.weight": ("F8_E4M3", (d_out, d_in)),
+        f"{name}.weight_scale": ("F32", (1,)),
+        f"{name}.input_scale": ("F32", (1,)),
+    }
+
+
+def _int8(name, d_out, d_in):
+    """compressed-tensors, int-quantized: a scale for each row."""
+    return {
+        f"{name}.weight": ("I8", (d_out, d_in)),
+        f"{name}.weight_scale": ("F32", (d_out, 1)),
+    }
+
+
+def _hqq(name, d_out, d_in):
+    """hqq/core/quantize.py, HQQLinear.state_dict and utils.encode_safetensor_type."""
+    return {
+        f"{name}.W_q": ("U8", (32, d_out * d_in // 64)),
+        f"{name}.scale": ("F16", (1, d_out * d_in // 64)),
+        f"{name}.zero": ("F16", (1, d_out * d_in // 64)),
+        f"{name}.shape": ("I64", struct.pack("<2q", d_out, d_in)),
+        f"{name}.nbits": ("I32", (1,)),
+        f"{name}.group_size": ("I32", (1,)),
+        f"{name}.packing": b"4bit_u8",
+        f"{name}.view_as_float": ("U8", ()),
+    }
+
+
+def _bitnet(name, d_out, d_in):
+    """transformers, integrations/bitnet.py: four ternary values a byte along d_out."""
+    return {
+        f"{name}.weight": ("U8", (d_out // 4, d_in)),
+        f"{name}.weight_scale": ("BF16", (1,)),
+    }
+
+
+FORMS = {
+    "bitsandbytes-4bit": (_bitsandbytes_4bit, "bitsandbytes-4bit"),
+    "bitsandbytes-8bit": (_bitsandbytes_8bit, "bitsandbytes-8bit"),
+    "gptq": (_gptq, "gptq"),
+    "gptq-8bit": (_gptq_8bit_without_g_idx, "gptq"),
+    "awq": (_awq, "awq"),
+    "awq-gemv": (_awq_gemv, "awq"),
+    "pack-quantized": (_pack_quantized, "compressed-tensors"),
+    "nvfp4-pack": (_nvfp4_packed, "compressed-tensors"),
+    "nvfp4": (_nvfp4, "nvfp4"),
+    "fp8-blocks": (_fp8_blocks, "fp8"),
+    "fp8-tensor": (_fp8_tensor, "fp8"),
+    "int8": (_int8, "int8"),
+    "hqq": (_hqq, "hqq"),
+    "bitnet": (_bitnet, "bitnet"),
+}
+
+
+def _packed(name, pack):
+    """Return a model's tensors with every linear layer inside the layers packed."""
+    found = {}
+    for full, (dtype, shape) in tensors_of(name).items():
+        if ".layers." in full and full.endswith("proj.weight"):
+            found |= pack(full.removesuffix(".weight"), *shape)
+        else:
+            found[full] = (dtype, shape)
+    return found
+
+
+def _nbytes(path):
+    raw = path.read_bytes()
+    return len(raw) - 8 - int.from_bytes(raw[:8], "little")
+
+
+@pytest.mark.parametrize("config", [True, False], ids=["config", "headers alone"])
+@pytest.mark.parametrize("form", FORMS)
+def test_logical_shapes_are_those_of_the_unquantised_model(tmp_path, form, config):
+    pack, label = FORMS[form]
+    save("qwen2", tmp_path, config=config)
+    write_safetensors(tmp_path / "model.safetensors", _packed("qwen2", pack))
+    live = blueprint_of(model("qwen2"))
+    read = read_blueprint(tmp_path)
+    assert modules(read) == modules(live)
+    assert read.parameters == live.parameters
+    assert read.quantisation == label
+    assert read.dtype == "float16"
+    assert read.stored_bytes == _nbytes(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("form", ["bitsandbytes-4bit", "bitsandbytes-8bit"])
+def test_a_quantised_conv1d_is_a_linear_layer(tmp_path, form):
+    """transformers replaces GPT-2's Conv1D by bitsandbytes' linear layers, turned round."""
+    tensors = {}
+    for name, (dtype, shape) in tensors_of("gpt2").items():
+        if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
+            tensors |= FORMS[form][0](name.removesuffix(".weight"), *shape[::-1])
+        else:
+            tensors[name] = (dtype, shape)
+    write_safetensors(save("gpt2", tmp_path) / "model.safetensors", tensors)
+    read, live = read_blueprint(tmp_path), blueprint_of(model("gpt2"))
+    assert [m.name for m in read.modules] == [m.name for m in live.modules]
+    for module, original in zip(read.modules, live.modules, strict=True):
+        assert (module.d_in, module.d_out, module.bias) == (
+            (original.d_in, original.d_out, original.bias)
+        )
+        assert module.kind == ("linear" if original.kind == "conv1d" else original.kind)
+
+
+def test_mxfp6_has_a_scale_for_32_values(tmp_path):
+    write_safetensors(tmp_path / "model.safetensors", _mxfp6_packed("layers.0.up_proj", 6, 64))
+    (module,) = read_blueprint(tmp_path).modules
+    assert module.shape == (6, 64)
+
+
+def test_experts_in_8_bits_are_laid_together(tmp_path):
+    """DeepSeek-V3's layout: every expert's three matrices with their scales."""
+    tensors = {}
+    for n in range(3):
+        for part, shape in (("gate", (6, 4)), ("up", (6, 4)), ("down", (4, 6))):
+            tensors |= _fp8_blocks(f"model.layers.0.mlp.experts.{n}.{part}_proj", *shape)
+    write_safetensors(tmp_path / "model.safetensors", tensors)
+    read = read_blueprint(tmp_path)
+    assert dict(read.modules[0].tensors) == {"gate_up_proj": (3, 12, 4), "down_proj": (3, 4, 6)}
+    assert read.stored_bytes == 3 * 3 * (24 + 4)
+
+
+@pytest.mark.parametrize("config", [True, False], ids=["config", "headers alone"])
+def test_mxfp4_experts_of_gpt_oss(tmp_path, config):
+    """transformers, integrations/mxfp4.py: blocks of 32 values in 16 bytes, d_in packed."""
+    live = model("gpt_oss").config
+    experts, hidden, width = 4, live.hidden_size, live.intermediate_size
+    rest = {n: t for n, t in tensors_of("gpt_oss").items() if not n.endswith("_proj")}
+    hidden_groups = hidden // 32
+    packed = {}
+    for layer in range(2):
+        name = f"model.layers.{layer}.mlp.experts"
+        packed |= {
+            f"{name}.gate_up_proj_blocks": ("U8", (experts, 2 * width, hidden_groups, 16)),
+            f"{name}.gate_up_proj_scales": ("U8", (experts, 2 * width, hidden_groups)),
+        }
+        # 48 is no multiple of 32: the width of these groups is 24.
+        packed |= {
+            f"{name}.down_proj_blocks": ("U8", (experts, hidden, 2, 12)),
+            f"{name}.down_proj_scales": ("U8", (experts, hidden, 2)),
+        }
+    save("gpt_oss", tmp_path, config=config)
+    write_safetensors(tmp_path / "model.safetensors", rest | packed)
+    read = read_blueprint(tmp_path)
+    assert modules(read) == modules(blueprint_of(model("gpt_oss")))
+    assert read.quantisation == "mxfp4"
+    assert read.stored_bytes == _nbytes(tmp_path / "model.safetensors")
+
+
+def test_a_configuration_alone_names_the_quantisation(tmp_path):
+    config = model("qwen2").config.to_dict()
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    config["dtype"] = "bfloat16"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    read = read_blueprint(tmp_path / "config.json")
+    assert read.quantisation == "bitsandbytes-4bit"
+    assert read.dtype == "bfloat16"
+    assert read.stored_bytes is None
+
+
+def _with(form, **changes):
+    tensors = FORMS[form][0]("model.layers.0.self_attn.q_proj", 32, 16)
+    for ending, tensor in changes.items():
+        name = next(name for name in tensors if name.endswith(ending))
+        if tensor is None:
+            del tensors[name]
+        else:
+            tensors[name] = tensor
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (_with("bitsandbytes-4bit", nf4=b'{"shape": [64, 32]}'), r"shape of \[64, 32\] for 256"),
+        (_with("bitsandbytes-4bit", nf4=b'{"shape": [-1, 32]}'), "quant_state of shape"),
+        (_with("bitsandbytes-4bit", nf4=b"{}"), "quant_state without a shape"),
+        (_with("bitsandbytes-4bit", nf4=b"\xff" * 20), "quant_state without a shape"),
+        (_with("bitsandbytes-4bit", nf4=bytes(70_000)), "70,000 bytes where a short description"),
+        (_with("gptq", g_idx=None, qzeros=None), "without g_idx or qzeros"),
+        (_with("gptq", qweight=("I32", (2, 2, 2))), r"a part of shape \[2, 2, 2\]"),
+        (_with("awq", scales=("F16", (3, 7))), r"a qweight \[16, 4\] with scales \[3, 7\]"),
+        (_with("pack-quantized", weight_shape=None), "without weight_shape"),
+        (_with("nvfp4-pack", weight_scale=("F8_E4M3", (32, 3))), "without weight_shape"),
+        (_with("pack-quantized", weight_shape=("I64", (2,))), r"a stored shape of \[0, 0\]"),
+        (_with("hqq", shape=("F16", (2,))), r"a shape stored as F16\[2\]"),
+    ],
+)
+def test_packed_weights_that_make_no_sense_are_refused(tmp_path, tensors, message):
+    write_safetensors(tmp_path / "model.safetensors", tensors)
+    with pytest.raises(ModelError, match=message):
+        read_blueprint(tmp_path)

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import pytest
+
+from tunemath.space import Blueprint, Module
+from tunemath.space.coverage import block_type, coverage_of
+from tunemath.space.peft.change import Change, Group, Part
+
+
+def linear(name, d_in=8, d_out=8):
+    return Module(name, "linear", (("weight", (d_out, d_in)),))
+
+
+def hybrid(attention_every=4, layers=8):
+    """A decoder whose layers attend now and then, and have a state-space block otherwise."""
+    modules = [Module("model.embed_tokens", "embedding", (("weight", (32, 8)),))]
+    for i in range(layers):
+        at = f"model.layers.{i}"
+        if i % attention_every == attention_every - 1:
+            modules += [linear(f"{at}.self_attn.{x}") for x in ("q_proj", "v_proj")]
+        else:
+            modules += [linear(f"{at}.mamba.{x}") for x in ("in_proj", "out_proj")]
+        modules += [linear(f"{at}.mlp.up_proj"), Module(f"{at}.norm", "norm", (("weight", (8,)),))]
+    modules.append(linear("lm_head", 8, 32))
+    return Blueprint("hybrid", "", tuple(modules), head="lm_head", embedding="model.embed_tokens")
+
+
+def mixture(layers=2, experts=4):
+    modules = []
+    for i in range(layers):
+        at = f"model.layers.{i}"
+        fused = (("gate_up_proj", (experts, 32, 8)), ("down_proj", (experts, 8, 16)))
+        modules += [
+            linear(f"{at}.self_attn.q_proj"),
+            Module(f"{at}.mlp.experts", "experts", fused),
+            linear(f"{at}.mlp.shared_expert.up_proj", 8, 16),
+        ]
+    return Blueprint("mixture", "", tuple(modules))
+
+
+def on(blueprint, *names):
+    """LoRA of rank 1 on every module with one of these short names."""
+    modules = tuple(m for m in blueprint.modules if m.short_name in names)
+    return Change((Group(modules, (Part("a", (1,)),), 1),))
+
+
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [
+        ("model.layers.3.self_attn.q_proj", "attention"),
+        ("transformer.h.0.attn.c_attn", "attention"),
+        ("transformer.h.0.mlp.c_proj", "feed-forward"),
+        ("encoder.block.1.layer.0.SelfAttention.q", "attention"),
+        ("decoder.block.1.layer.1.EncDecAttention.q", "cross-attention"),
+        ("decoder.block.1.layer.2.DenseReluDense.wi", "feed-forward"),
+        ("bert.encoder.layer.0.attention.output.dense", "attention"),
+        ("bert.encoder.layer.0.output.dense", "feed-forward"),
+        ("model.decoder.layers.0.encoder_attn.k_proj", "cross-attention"),
+        ("model.decoder.layers.0.fc1", "feed-forward"),
+        ("model.layers.0.mlp.gate", "router"),
+        ("model.layers.0.mlp.experts", "experts"),
+        ("model.layers.0.mlp.shared_expert.up_proj", "shared expert"),
+        ("model.layers.0.linear_attn.in_proj_qkvz", "linear attention"),
+        ("backbone.layers.0.mixer.in_proj", "state space"),
+        ("lm_head", "head"),
+        ("score", "other"),
+    ],
+)
+def test_a_module_belongs_to_the_block_that_its_name_says(name, block):
+    assert block_type(linear(name), head="lm_head") == block
+
+
+def test_rows_sum_to_the_weights_of_the_model():
+    blueprint = hybrid()
+    coverage = coverage_of(blueprint, on(blueprint, "q_proj", "v_proj"))
+    rows = {row.block: row for row in coverage.blocks}
+    assert sum(row.weights for row in rows.values()) == blueprint.parameters - 8 * 8
+    assert (rows["attention"].reached, rows["attention"].modules) == (4, 4)
+    assert rows["attention"].weights_reached == 4 * 64
+    assert (rows["feed-forward"].reached, rows["feed-forward"].modules) == (0, 8)
+
+
+def test_a_hybrid_whose_other_blocks_have_other_names_is_a_finding():
+    blueprint = hybrid()
+    coverage = coverage_of(blueprint, on(blueprint, "q_proj", "v_proj"))
+    (stack,) = coverage.stacks
+    assert (stack.stack, stack.layers, stack.reached) == ("model.layers", 8, (3, 7))
+    (finding,) = coverage.findings
+    assert "2 of 8 layers" in finding
+    assert "in_proj, out_proj" in finding
+
+
+@pytest.mark.parametrize("names", [("q_proj", "in_proj"), ("up_proj",)])
+def test_reaching_every_layer_is_no_finding(names):
+    blueprint = hybrid()
+    assert coverage_of(blueprint, on(blueprint, *names)).findings == ()
+
+
+def test_layers_left_out_on_purpose_are_no_finding():
+    blueprint = hybrid()
+    change = on(blueprint, "q_proj")
+    assert coverage_of(blueprint, change, chosen_layers=True).findings == ()
+
+
+@pytest.mark.parametrize("asked", ["all-linear", ["q_proj", "up_proj"], ["down_proj"]])
+def test_fused_experts_passed_over_are_a_finding_with_their_names(asked):
+    blueprint = mixture()
+    (finding,) = coverage_of(blueprint, on(blueprint, "q_proj", "up_proj"), asked=asked).findings
+    held = 100 * 2 * 4 * (32 * 8 + 8 * 16) / blueprint.parameters
+    assert f"{held:.0f} %" in finding
+    assert "experts.gate_up_proj, experts.down_proj" in finding
+
+
+@pytest.mark.parametrize("asked", [["q_proj"], None, r".*q_proj"])
+def test_experts_that_nobody_asked_for_are_no_finding(asked):
+    blueprint = mixture()
+    assert coverage_of(blueprint, on(blueprint, "q_proj"), asked=asked).findings == ()
+
+
+def test_experts_that_are_reached_are_no_finding():
+    blueprint = mixture()
+    change = on(blueprint, "q_proj", "experts")
+    assert coverage_of(blueprint, change, asked="all-linear").findings == ()
+
+
+def test_unfrozen_parameters_count_as_reached():
+    blueprint = hybrid()
+    norms = frozenset(f"model.layers.{i}.norm.weight" for i in range(8))
+    coverage = coverage_of(blueprint, Change(unfrozen=norms))
+    (row,) = (row for row in coverage.blocks if row.block == "norm")
+    assert (row.modules, row.reached) == (8, 8)
+    assert coverage.findings == ()

@@ -1,0 +1,386 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib.util
+import json
+import warnings
+from math import prod
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from peft_models import FAMILIES, agree, agree_on, base, blueprint, live_counts
+from torch import nn
+
+from tunemath.errors import ModelError
+from tunemath.runner.blueprints import blueprint_of
+from tunemath.space.blueprint import Module
+from tunemath.space.ledger import Ledger
+from tunemath.space.peft import AdapterConfig, Change, Group, Part, Shared, peft_change, peft_ledger
+from tunemath.space.peft.change import grouped
+from tunemath.space.peft.config import peft_facts
+from tunemath.space.peft.count import _TUNERS, _hold_closed_forms, tuner_of
+
+QUERY = {"target_modules": ["q_proj"], "r": 2}
+LLAMA = 2 * 2 * (32 + 32)  # rank 2 on the queries of both layers
+
+
+def change_of(family: str, **values) -> Change:
+    return peft_change(blueprint(family), AdapterConfig("LORA", **values))
+
+
+def trained(family: str, **values) -> int:
+    return Ledger(blueprint(family), change_of(family, **values)).trainable
+
+
+# --- the registry and the facts
+
+
+def test_every_tuner_type_is_counted():
+    assert sorted(_TUNERS) == sorted(peft_facts()["types"])
+    assert len(_TUNERS) == 45
+    for peft_type in _TUNERS:
+        assert callable(tuner_of(peft_type))
+
+
+def test_the_facts_are_those_of_the_installed_peft():
+    path = Path(__file__).parents[3] / "scripts/facts.py"
+    spec = importlib.util.spec_from_file_location("facts", path)
+    facts = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(facts)
+    assert json.loads(json.dumps(facts.peft_facts())) == peft_facts()
+
+
+def test_a_closed_form_that_is_not_the_sum_of_its_parts_is_caught():
+    module = blueprint("llama").modules[0]
+    group = Group((module,), (Part("lora_A.weight", (2, 32)), Part("b", (9,), False)), 64)
+    _hold_closed_forms(Change((group,)))
+    for wrong in (Change((dataclasses.replace(group, trainable=65),)),
+                  Change(shared=(Shared("bank", group.parts, 73),))):  # fmt: skip
+        with pytest.raises(AssertionError, match="closed form"):
+            _hold_closed_forms(wrong)
+
+
+def test_modules_are_grouped_by_all_but_their_names():
+    same = [Module(n, "linear", (("weight", (4, 4)),)) for n in ("a", "b")]
+    other = Module("c", "conv1d", (("weight", (4, 4)),))
+    assert [*grouped([*same, other]).values()] == [tuple(same), (other,)]
+
+
+# --- names that match nothing
+
+
+@pytest.mark.parametrize(
+    ("values", "unmatched"),
+    [
+        ({"target_modules": ["q_proj", "qproj", "w1"]}, ("qproj", "w1")),
+        ({"target_modules": ["q_proj", "self_attn.up_proj"]}, ("self_attn.up_proj",)),
+        ({"target_modules": "all-linear"}, ()),
+        ({"target_modules": r".*(q_proj|nothing)"}, ()),
+        ({}, ()),
+        ({**QUERY, "modules_to_save": ["lm_head", "head2", "classifier"]}, ("head2", "classifier")),
+        ({**QUERY, "modules_to_save": ["classifier"], "task_type": "SEQ_CLS"}, ()),
+        ({**QUERY, "target_parameters": ["k_proj.weight", "experts.w1"]}, ("experts.w1",)),
+    ],
+)
+def test_names_asked_for_that_match_nothing_are_kept(values, unmatched):
+    ledger = peft_ledger(blueprint("llama"), AdapterConfig("LORA", **values))
+    assert ledger.unmatched == ledger.change.unmatched == unmatched
+
+
+@pytest.mark.parametrize(
+    ("names", "unmatched"),
+    [
+        (["q_proj", "gate_proj", "up_proj", "down_proj"], ()),
+        (["q_proj", "gate", "w1"], ("w1",)),
+    ],
+)
+def test_former_names_of_experts_are_matched_by_their_tensors(names, unmatched):
+    assert change_of("qwen3_moe", target_modules=names).unmatched == unmatched
+
+
+@pytest.mark.parametrize("peft_type", ["VERA", "IA3", "OFT", "MISS", "LOHA"])
+def test_names_that_match_nothing_are_kept_for_every_type(peft_type):
+    values = {"IA3": {"feedforward_modules": []}, "MISS": {"r": 4}}.get(peft_type, {})
+    config = AdapterConfig(peft_type, target_modules=["q_proj", "qproj"], **values)
+    assert peft_ledger(blueprint("llama"), config).unmatched == ("qproj",)
+
+
+# --- modules_to_save
+
+
+@pytest.mark.parametrize(
+    ("family", "names", "copied", "trainable"),
+    [
+        # (what is copied, what of it is trained) beside the adapter, in parameters
+        ("llama", ["lm_head"], 64 * 32, 64 * 32),
+        ("qwen2", ["lm_head"], 64 * 32, 64 * 32),  # tied: the copy is not
+        ("qwen2", ["embed_tokens", "lm_head"], 2 * 64 * 32, 2 * 64 * 32),
+        ("llama", ["norm"], 5 * 32, 5 * 32),  # every name that ends so, layer norms too
+        ("llama", ["mlp"], 2 * 3 * 32 * 48, 2 * 3 * 32 * 48),
+        # The inner match is copied out of the outer's copy, which is frozen there.
+        ("llama", ["mlp", "up_proj"], 2 * 4 * 32 * 48, 2 * 3 * 32 * 48),
+        ("llama", ["model.layers.0.mlp", "0.mlp.up_proj"], 4 * 32 * 48, 3 * 32 * 48),
+        ("llama", ["nothing"], 0, 0),
+    ],
+)  # fmt: skip
+def test_copies_are_counted_beside_their_originals(family, names, copied, trainable):
+    values = {**QUERY, "modules_to_save": names, "task_type": "CAUSAL_LM"}
+    ledger = peft_ledger(blueprint(family), AdapterConfig("LORA", **values))
+    assert ledger.trainable == LLAMA + trainable
+    assert ledger.total == ledger.base + LLAMA + copied
+    assert live_counts(family, peft.LoraConfig(**values)) == (ledger.trainable, ledger.total)
+
+
+def test_adapters_inside_a_copy_are_copied_and_frozen_where_they_were():
+    # "attn" ends self_attn, but is no part of q_proj's name, which so stays a target.
+    values = {**QUERY, "modules_to_save": ["attn"], "task_type": "CAUSAL_LM"}
+    attention = 2 * (2 * 32 * 32 + 2 * 32 * 16)
+    ledger = peft_ledger(blueprint("llama"), AdapterConfig("LORA", **values))
+    assert (ledger.trainable, ledger.total - ledger.base) == (
+        attention + LLAMA,
+        attention + 2 * LLAMA,
+    )
+    assert live_counts("llama", peft.LoraConfig(**values)) == (ledger.trainable, ledger.total)
+
+
+INSIDE = [["output", "dense"], ["layer.0", "key"], ["layer.0.attention", "key"]]
+
+
+@pytest.mark.parametrize("names", [None, ["pooler"], ["output"], ["dense"], ["layer.0"], *INSIDE])
+@pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", None])
+def test_tasks_add_their_heads_and_go_through_the_names_twice(names, task):
+    values = {"target_modules": ["query"], "modules_to_save": names, "task_type": task, "r": 2}
+    assert agree_on(base("bert"), "LORA", values)
+
+
+def test_three_names_one_inside_the_other_are_refused():
+    """PEFT copies these over each other, by the order of its passes."""
+    names = ["layer.0", "0.attention", "0.attention.self.key"]
+    with pytest.raises(
+        ModelError, match=r"one inside the other; name only bert\.encoder\.layer\.0"
+    ):
+        change_of("bert", target_modules=["query"], modules_to_save=names)
+
+
+def test_heads_of_tokens_are_not_kept_from_being_targets():
+    """PEFT adds them too late: all-linear adapts the classifier, which it then fails to copy."""
+    values = {"target_modules": "all-linear", "task_type": "TOKEN_CLS"}
+    assert not agree("bert", "LORA", values)
+    with pytest.raises(ModelError, match=r"classifier is adapted, and copied .* exclude_modules"):
+        change_of("bert", **values)
+    assert agree("bert", "LORA", {**values, "exclude_modules": ["classifier"]})
+    assert agree("bert", "LORA", {**values, "task_type": "SEQ_CLS"})
+
+
+class Headed(nn.Module):
+    """A head that is a Sequential, and a list of heads."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(4, 4)
+        self.head = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        self.heads = nn.ModuleList([nn.Sequential(nn.Linear(4, 2))])
+
+
+@pytest.mark.parametrize(("name", "taken"), [("head", True), ("heads", False), ("heads.0", True)])
+def test_a_sequential_is_copied_and_a_list_is_not(name, taken):
+    values = {"target_modules": ["body"], "modules_to_save": [name]}
+    assert agree_on(Headed(), "LORA", values) == taken
+
+
+def test_weights_tied_inside_a_copy_are_copied_once():
+    tied = nn.Module()
+    tied.body = nn.Linear(4, 4)
+    tied.pair = nn.Module()
+    tied.pair.rows, tied.pair.head = nn.Embedding(8, 4), nn.Linear(4, 8, bias=False)
+    tied.pair.head.weight = tied.pair.rows.weight
+    assert agree_on(tied, "LORA", {"target_modules": ["body"], "modules_to_save": ["pair"]})
+    assert agree_on(tied, "LORA", {"target_modules": ["body"], "modules_to_save": ["head"]})
+
+
+# --- biases
+
+
+def test_biases_of_copied_modules_are_trained_in_the_copy_alone():
+    values = {"target_modules": ["query"], "bias": "all", "task_type": "SEQ_CLS", "r": 2}
+    change = change_of("bert", **values)
+    assert "classifier.bias" not in change.unfrozen
+    assert "bert.pooler.dense.bias" in change.unfrozen
+    assert agree("bert", "LORA", values)
+
+
+@pytest.mark.parametrize("bias", ["none", "all", "lora_only", "vera_only"])
+def test_biases_are_those_that_peft_trains(bias):
+    values = {"target_modules": ["query", "value"], "bias": bias}
+    assert agree("bert", "LORA", values)
+    count = {"none": 0, "all": sum(p.numel() for n, p in base("bert").named_parameters()
+                                   if n.endswith(".bias") and "classifier" not in n),
+             "lora_only": 4 * 32, "vera_only": 4 * 32}[bias]  # fmt: skip
+    plain = trained("bert", target_modules=["query", "value"], task_type="SEQ_CLS")
+    assert trained("bert", **values, task_type="SEQ_CLS") == plain + count
+
+
+def test_an_unknown_bias_is_named():
+    with pytest.raises(ModelError, match="bias is 'some'; PEFT knows none, all and lora_only"):
+        change_of("llama", **QUERY, bias="some")
+
+
+# --- trained tokens and tied embeddings
+
+
+@pytest.mark.parametrize(
+    ("family", "tokens", "rows"),
+    [
+        ("llama", [1, 2, 3], 3),
+        ("llama", [-1, -64], 2),
+        ("qwen2", [1, 2, 3], 3),  # tied: the head follows
+        ("llama", {"embed_tokens": [1], "lm_head": [1, 2]}, 3),
+        ("qwen2", {"embed_tokens": [1, 2], "lm_head": [1, 2]}, 2),
+        ("qwen2", {"embed_tokens": [1, 2], "lm_head": [1]}, 3),
+        ("qwen2", {"lm_head": [1, 2]}, 2),
+        ("qwen2", {"embed_tokens": [1, 2], "head": [1, 2]}, 4),  # not by its full name: apart
+    ],
+)
+def test_trained_tokens_have_a_row_each(family, tokens, rows):
+    values = {**QUERY, "trainable_token_indices": tokens, "task_type": "CAUSAL_LM"}
+    assert trained(family, **values) == LLAMA + rows * 32
+    assert agree(family, "LORA", values)
+
+
+@pytest.mark.parametrize(
+    ("values", "trainable"),
+    [
+        # Factors of the embedding (64 rows of 32) and of the head, which PEFT counts again.
+        ({"target_modules": ["q_proj", "lm_head"]}, 2 * 2 * (64 + 32)),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, 2 * 2 * (64 + 32)),
+        ({"target_modules": r".*q_proj|lm_head"}, 2 * 2 * (64 + 32)),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, 64 * 32),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]}, 64 * 32),
+    ],
+)
+def test_tied_layers_follow_the_embedding(values, trainable):
+    values = {**values, "r": 2, "ensure_weight_tying": True}
+    assert trained("qwen2", **values) == LLAMA + trainable
+    assert agree("qwen2", "LORA", values)
+
+
+def test_factors_that_are_counted_twice_are_noted():
+    values = {"target_modules": ["q_proj", "lm_head"], "ensure_weight_tying": True}
+    (note,) = change_of("qwen2", **values).notes
+    assert "factors of lm_head are those of model.embed_tokens" in note
+    assert change_of("llama", **values).notes == ()
+
+
+def test_an_embedding_that_leads_must_be_a_target():
+    values = {"target_modules": ["q_proj", "lm_head"], "ensure_weight_tying": True}
+    with pytest.raises(ModelError, match=r"model\.embed_tokens, which is excluded"):
+        change_of("qwen2", **values, exclude_modules=["embed_tokens"])
+    assert not agree("qwen2", "LORA", {**values, "exclude_modules": ["embed_tokens"]})
+    ranked = {**values, "rank_pattern": {"lm_head": 3, "embed_tokens": 5}}
+    assert agree("qwen2", "LORA", ranked)
+
+
+# --- layers used again
+
+
+def test_layers_used_again_share_their_weights_and_have_their_own_adapters():
+    change = change_of("llama", **QUERY, layer_replication=[[0, 2], [0, 2], [1, 2]])
+    (group,) = change.groups
+    names = [module.name.removeprefix("model.layers.") for module in group.modules]
+    assert names == [f"{i}.self_attn.q_proj" for i in (0, 1, 0, 1, 1)]
+    assert change.removed == frozenset()
+
+
+def test_layers_left_out_are_removed():
+    change = change_of("llama", **QUERY, layer_replication=[[1, 2]])
+    assert all(name.startswith("model.layers.0.") for name in change.removed)
+    assert len(change.removed) == 9
+
+
+# --- quantised models and notes
+
+
+class Params4bit(nn.Parameter):
+    """Two values a byte, as bitsandbytes packs them; PEFT knows it by this name."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+def test_four_bit_weights_count_by_their_logical_size():
+    model = nn.Module()
+    model.packed, model.head = nn.Linear(8, 6, bias=False), nn.Linear(6, 2)
+    model.packed.weight = Params4bit(torch.zeros(24, 1, dtype=torch.uint8), requires_grad=False)
+    data = blueprint_of(model)
+    assert data.by_name["packed"].shape == (6, 8)
+    config = AdapterConfig("LORA", target_modules=["packed", "head"], r=2)
+    ledger = peft_ledger(data, config)
+    assert ledger.total == 6 * 8 + 6 * 2 + 2 + 2 * (8 + 6) + 2 * (6 + 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        live = peft.get_peft_model(
+            copy.deepcopy(model), peft.LoraConfig(target_modules=["packed", "head"], r=2)
+        )
+    assert live.get_nb_trainable_parameters() == (ledger.trainable, ledger.total)
+
+
+def test_an_adapter_saved_for_inference_is_counted_as_trained():
+    assert trained("llama", **QUERY, inference_mode=True) == LLAMA
+    (note,) = change_of("llama", **QUERY, inference_mode=True).notes
+    assert "inference_mode is on" in note
+
+
+def test_weights_that_peft_holds_as_buffers_are_noted():
+    packed = dataclasses.replace(blueprint("llama"), quantisation="gptq")
+    (note,) = peft_change(packed, AdapterConfig("LORA", **QUERY)).notes
+    assert "quantised as gptq" in note
+
+
+# --- the ledger
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_sum_to_the_totals_and_name_every_module(family):
+    config = AdapterConfig("LORA", target_modules="all-linear", bias="all", task_type="SEQ_CLS")
+    ledger = peft_ledger(blueprint(family), config)
+    rows = ledger.by_module()
+    assert [row["name"] for row in rows] == [m.name for m in blueprint(family).modules]
+    assert sum(row["parameters"] for row in rows) == ledger.total
+    assert sum(row["trainable"] for row in rows) == ledger.trainable
+    assert ledger.percent == pytest.approx(100 * ledger.trainable / ledger.total)
+    assert ledger.base == sum(p.numel() for p in base(family).parameters())
+
+
+def test_a_row_has_its_module_and_what_was_added():
+    ledger = peft_ledger(blueprint("llama"), AdapterConfig("LORA", **QUERY))
+    row = next(row for row in ledger.by_module() if row["name"].endswith("0.self_attn.q_proj"))
+    assert row == {
+        "name": "model.layers.0.self_attn.q_proj",
+        "kind": "linear",
+        "shape": [32, 32],
+        "parameters": 32 * 32 + 2 * (32 + 32),
+        "trainable": 2 * (32 + 32),
+    }
+
+
+def test_what_no_module_has_is_a_row_of_its_own():
+    bank = Shared("base_model.bank", (Part("bank", (4, 3)), Part("still", (5,), False)), 12)
+    ledger = Ledger(blueprint("llama"), Change(shared=(bank,)))
+    assert ledger.by_module()[-1] == {
+        "name": "base_model.bank", "kind": "shared", "shape": [4, 3], "parameters": 17,
+        "trainable": 12,
+    }  # fmt: skip
+    assert (ledger.trainable, ledger.total) == (12, ledger.base + 17)
+
+
+def test_unfrozen_and_removed_parameters_are_those_of_the_model():
+    model = blueprint("qwen2")
+    names = frozenset({"model.norm.weight", "lm_head.weight", "model.embed_tokens.weight"})
+    gone = frozenset({"model.layers.0.mlp.up_proj.weight"})
+    ledger = Ledger(model, Change(unfrozen=names, removed=gone))
+    assert ledger.trainable == 32 + 64 * 32  # the tied weight once
+    sizes = {name: prod(shape) for name, shape in model.tensors()}
+    assert ledger.total == model.parameters - sizes[next(iter(gone))]

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import copy
+import re
+import warnings
+
+import peft
+import pytest
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft_models import base, blueprint, task_of
+
+from tunemath.errors import ModelError
+from tunemath.space.peft import AdapterConfig, peft_change
+from tunemath.space.peft.tuners.settings import fraction, one_of, rank_of, whole
+
+# Each tuner type: settings, and the buffers of PEFT's that the note is about.
+BUFFERS = {
+    "VERA": ({"r": 5}, r"vera_[AB]"),
+    "PVERA": ({"r": 5}, r"pvera_[AB]"),
+    "RANDLORA": ({"r": 5}, r"randlora_[AB]"),
+    "FROD": ({"progressbar": False}, r"frod_[UV]"),
+    "UNILORA": ({"r": 3}, r"unilora_(indices|scales)_[AB]"),
+    "TINYLORA": ({"r": 3, "u": 7}, r"tinylora_[ABP]"),
+}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5", "whisper"])
+@pytest.mark.parametrize("peft_type", BUFFERS)
+def test_what_the_total_leaves_out_is_what_the_live_model_holds_as_buffers(peft_type, family):
+    values, names = BUFFERS[peft_type]
+    values = {**values, "target_modules": "all-linear", "task_type": task_of(family)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(peft_type)](**values)
+        live = peft.get_peft_model(copy.deepcopy(base(family)), config)
+    held = sum(b.numel() for name, b in live.named_buffers() if re.search(names, name))
+    (note,) = peft_change(blueprint(family), AdapterConfig(peft_type, **values)).notes
+    assert f": {held:,} frozen numbers held as buffers" in note
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "8", True, None])
+def test_whole_numbers_are_whole(value):
+    with pytest.raises(ModelError, match=r"VERA: r is .*; set it to a whole number of 1 or more"):
+        whole(AdapterConfig("VERA", r=value), "r")
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), "0.5", True, None])
+def test_fractions_lie_between_0_and_1(value):
+    with pytest.raises(
+        ModelError, match=r"FROD: sparse_rate is .*; set it to a number from 0 to 1"
+    ):
+        fraction(AdapterConfig("FROD", sparse_rate=value), "sparse_rate")
+
+
+def test_words_are_known():
+    with pytest.raises(ModelError, match=r"GLORA: config_C is 'big'; set it to one of lora, none"):
+        one_of(AdapterConfig("GLORA", config_C="big"), "config_C", ("lora", "none"))
+
+
+def test_ranks_are_those_of_the_first_pattern_that_matches():
+    q, v = (blueprint("llama").by_name[f"model.layers.0.self_attn.{n}_proj"] for n in "qv")
+    config = AdapterConfig("DELORA", r=8, rank_pattern={"q_proj": 2, "layers.0.*": 3})
+    assert (rank_of(config, q), rank_of(config, v)) == (2, 3)
+    assert rank_of(AdapterConfig("DELORA", r=8, rank_pattern=None), q) == 8
