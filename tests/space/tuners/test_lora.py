@@ -280,7 +280,7 @@ def test_qalora_pools_the_inputs_of_gptq_layers(group_size):
         ({"trainable_token_indices": {"wte": [1]}}, "'wte', which matches no module"),
         (
             {"trainable_token_indices": {"lm_head": [1]}, "modules_to_save": ["lm_head"]},
-            "lm_head is in modules_to_save, which trains all of it",
+            "lm_head is in trainable_token_indices and in modules_to_save, which trains all of it",
         ),
         (
             {"use_bdlora": {"target_modules_bd_a": ["q_proj"], "nblocks": 3}, "r": 6},

@@ -16,7 +16,12 @@ from tunemath.space.peft.match import unmatched_targets
 from tunemath.space.peft.mixtures import fused_parameter, of_fused_experts
 from tunemath.space.peft.parameters import has_parameter
 from tunemath.space.peft.replication import change_of_replicated
-from tunemath.space.peft.saved import saved_unmatched, with_guarded_heads, with_saved_modules
+from tunemath.space.peft.saved import (
+    saved_modules,
+    saved_unmatched,
+    with_guarded_heads,
+    with_saved_modules,
+)
 from tunemath.space.peft.tying import token_rows, with_tied_saved
 
 __all__ = ["peft_change", "peft_ledger", "tuner_of"]
@@ -95,7 +100,7 @@ def peft_change(blueprint: Blueprint, config: AdapterConfig) -> Change:
     used = with_tied_saved(blueprint, used)
     own = tuner_of(config.peft_type)(blueprint, used)
     own = replace(own, unfrozen=own.unfrozen | _biases(blueprint, used, own))
-    rows = token_rows(blueprint, used, own)
+    rows = token_rows(blueprint, used, own, saved_modules(blueprint, used))
     change = with_saved_modules(blueprint, used, own)
     change = replace(
         change,

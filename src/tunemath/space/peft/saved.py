@@ -12,7 +12,7 @@ from tunemath.space.peft.change import Change, Group, Part, grouped
 from tunemath.space.peft.config import AdapterConfig
 from tunemath.space.peft.tying import tied_modules
 
-__all__ = ["saved_unmatched", "with_guarded_heads", "with_saved_modules"]
+__all__ = ["saved_modules", "saved_unmatched", "with_guarded_heads", "with_saved_modules"]
 
 # The heads that start at random, which PEFT adds for a task. Only those of sequence classification
 # are added in time to keep adapters from them.
@@ -45,8 +45,7 @@ def with_saved_modules(blueprint: Blueprint, config: AdapterConfig, change: Chan
     if not matches:
         return change
     _refuse_adapted(blueprint, config, change, matches)
-    starts = tuple(f"{name}." for name in matches)
-    inside = [m for m in blueprint.modules if m.name in matches or m.name.startswith(starts)]
+    inside = _inside(blueprint, matches)
     copies = {m.name: _copies(config, m.name, matches, names) for m in inside}
     groups = []
     for group in change.groups:
@@ -61,6 +60,12 @@ def with_saved_modules(blueprint: Blueprint, config: AdapterConfig, change: Chan
         groups=tuple(groups),
         unfrozen=frozenset(n for n in change.unfrozen if n.rpartition(".")[0] not in copies),
     )
+
+
+def saved_modules(blueprint: Blueprint, config: AdapterConfig) -> frozenset[str]:
+    """Return the names of all modules that ``modules_to_save`` or the task's head copies."""
+    matches = _matches(blueprint, (*_names(config), *_heads(config)))
+    return frozenset(m.name for m in _inside(blueprint, matches))
 
 
 class _Copies(NamedTuple):
@@ -102,6 +107,12 @@ def _matches(blueprint: Blueprint, names: tuple[str, ...]) -> dict[str, None]:
                 f"lies in it, such as {name}.0"
             )
     return matches
+
+
+def _inside(blueprint: Blueprint, matches: dict[str, None]) -> list[Module]:
+    """Return the modules of these names, and those that lie in them."""
+    starts = tuple(f"{name}." for name in matches)
+    return [m for m in blueprint.modules if m.name in matches or m.name.startswith(starts)]
 
 
 def _lists(blueprint: Blueprint) -> frozenset[str]:

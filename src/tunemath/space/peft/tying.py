@@ -75,16 +75,18 @@ def _without(names: Collection[str], tied: Sequence[str]) -> list[str]:
     return kept
 
 
-def token_rows(blueprint: Blueprint, config: AdapterConfig, change: Change) -> tuple[Group, ...]:
+def token_rows(
+    blueprint: Blueprint, config: AdapterConfig, change: Change, saved: Collection[str]
+) -> tuple[Group, ...]:
     """Return the rows of ``trainable_token_indices``, ``n D`` for n tokens of D numbers.
 
-    A list means the input embedding; layers tied to a trained one follow its rows.
+    A list means the input embedding; layers tied to a trained one follow its rows. ``saved`` are
+    the modules that are trained whole, which can't have such rows.
     """
     asked = config.get("trainable_token_indices")
     if asked is None:
         return ()
     asked = asked if isinstance(asked, Mapping) else {blueprint.embedding or "embed_tokens": asked}
-    _refuse_saved(config, asked)
     adapted = {module.name for module in change.targets}
     tied = [
         f"{name}.base_layer" if name in adapted else name
@@ -104,10 +106,11 @@ def token_rows(blueprint: Blueprint, config: AdapterConfig, change: Change) -> t
             for module in _meant(blueprint, config, name):
                 rows.setdefault(module.name, _count(config, module, tokens))
     for name in rows:
-        if name in adapted:
+        if name in adapted or name in saved:
+            other = "modules_to_save, which trains all of it" if name in saved else "target_modules"
             raise ModelError(
-                f"{config.peft_type}: {name} is a target and in trainable_token_indices; leave it "
-                "out of one"
+                f"{config.peft_type}: {name} is in trainable_token_indices and in {other}; leave "
+                "it out of one"
             )
     wrapped = [blueprint.by_name[name] for name in rows]
     return tuple(
@@ -158,12 +161,3 @@ def _count(config: AdapterConfig, module: Module, tokens: Any) -> int:
             f"expected a list of numbers from 0 to {rows - 1}"
         )
     return len(tokens)
-
-
-def _refuse_saved(config: AdapterConfig, names: Collection[str]) -> None:
-    for name in names:
-        if name in (config["modules_to_save"] or ()):
-            raise ModelError(
-                f"{config.peft_type}: {name} is in modules_to_save, which trains all of it, and in "
-                "trainable_token_indices; leave it out of one"
-            )

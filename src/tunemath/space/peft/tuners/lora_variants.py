@@ -122,6 +122,12 @@ def refuse_start(config: AdapterConfig, variant: str, module: Module, r: int) ->
         raise _refused(module, f"{variant} is set and r is {r}", f"set r below {smaller}")
     if start and start is not True and not re.fullmatch(_STARTS[module.kind], str(start)):
         raise _refused(module, f"init_lora_weights is {start!r}", "set it to true")
+    if variant == "use_dora" and module.kind == "conv1d" and module.d_in != module.d_out:
+        # PEFT puts these starts the wrong way round for Conv1D, and DoRA's norm needs the sum.
+        if str(start) == "loftq" or str(start).lower() == "olora":
+            raise _refused(
+                module, f"use_dora is on and init_lora_weights {start}", "set it to true"
+            )
     if start == "orthogonal" and r % 2 and module.kind != "embedding":
         raise _refused(module, f"init_lora_weights is orthogonal and r is {r}", "set r to be even")
 
