@@ -230,6 +230,18 @@ def test_layers_have_the_parameters_of_the_formula(layer, values, trainable):
     assert one_group(layer, **values).trainable == trainable
 
 
+@pytest.mark.parametrize("peft_type", ["LORA", "HIRA", "ADALORA"])
+def test_depthwise_convolutions_are_refused(peft_type):
+    """Their weight is (C, 1, *kernel), as over one channel; PEFT refuses ranks C doesn't divide."""
+    model = nn.Module()
+    model.depthwise = nn.Conv2d(12, 12, 3, groups=12)
+    config = AdapterConfig(peft_type, target_modules=["depthwise"], total_step=1)
+    with pytest.raises(ModelError, match="over one channel or depthwise"):
+        peft_change(blueprint_of(model), config)
+    if peft_type != "ADALORA":
+        assert not agree_on(model, peft_type, {"target_modules": ["depthwise"]})
+
+
 def test_attention_is_adapted_at_both_projections():
     config = AdapterConfig("LORA", target_modules=["attend"], r=2)
     groups = peft_change(blueprint_of(Layers()), config).groups
@@ -276,6 +288,7 @@ def test_qalora_pools_the_inputs_of_gptq_layers(group_size):
         ),
         ({"modules_to_save": ["_proj"]}, "q_proj is adapted, and copied by modules_to_save"),
         ({"layer_replication": [[0, 3]]}, r"has \[0, 3\]; model.layers has layers 0 to 1"),
+        ({"layer_replication": [2]}, r"has 2; model.layers has layers 0 to 1"),
         ({"trainable_token_indices": [64]}, "expected a list of numbers from 0 to 63"),
         ({"trainable_token_indices": {"wte": [1]}}, "'wte', which matches no module"),
         (

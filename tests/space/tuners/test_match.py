@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import replace
 
 import peft
 import pytest
 from peft.tuners.tuners_utils import _find_minimal_target_modules
+from peft.utils.other import get_pattern_key
 from peft_models import FAMILIES, agree_on, base, blueprint
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -15,12 +17,11 @@ from tunemath.runner.blueprints import blueprint_of
 from tunemath.space.blueprint import Blueprint, Builder
 from tunemath.space.peft import AdapterConfig, peft_change
 from tunemath.space.peft.match import (
-    _shortened,
     find_targets,
     near_names,
-    pattern_value,
     require_kinds,
 )
+from tunemath.space.peft.names import pattern_value, shortened
 
 
 def targeted(model: nn.Module, **values) -> list[str]:
@@ -136,7 +137,7 @@ def test_cut_names_are_those_of_peft(deep):
         ]
         kept = _find_minimal_target_modules(names, others)
         expected = kept if len(names) >= 20 and len(kept) < len(names) else set(names)
-        assert _shortened(model, names) == expected
+        assert shortened(model, names) == expected
 
 
 def test_what_was_asked_for_is_kept():
@@ -210,8 +211,6 @@ def test_state_space_layers_are_refused(peft_type):
     ],
 )
 def test_patterns_are_read_as_peft_does(patterns, name, value):
-    from peft.utils.other import get_pattern_key
-
     assert patterns.get(get_pattern_key(patterns.keys(), name), 8) == value
     assert pattern_value(patterns, name, 8) == value
 
@@ -225,8 +224,6 @@ def test_near_names_are_those_of_the_model():
 
 def test_mixtures_of_other_types_keep_their_names():
     """PEFT renames targets of the model types in facts.json only."""
-    from dataclasses import replace
-
     renamed = replace(blueprint("qwen3_moe"), model_type="qwen2_moe")
     config = AdapterConfig("LORA", target_modules=["q_proj", "gate_proj", "up_proj"])
     assert len(peft_change(renamed, config).groups) == 1

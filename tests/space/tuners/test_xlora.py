@@ -9,6 +9,7 @@ import pytest
 from peft_models import FAMILIES, agree_on, base, blueprint, task_of
 
 from tunemath.errors import ModelError
+from tunemath.runner.blueprints import blueprint_of
 from tunemath.space.peft import AdapterConfig, peft_change
 
 # The families whose layers' names start with model., which is where PEFT loads adapters.
@@ -84,8 +85,6 @@ def test_a_depth_of_none_is_refused(adapters):
 
 
 def change_of(adapters, **values):
-    from tunemath.runner.blueprints import blueprint_of
-
     config = AdapterConfig("XLORA", adapters=adapters, hidden_size=32, **values)
     return peft_change(blueprint_of(uncached("llama")), config)
 

@@ -10,7 +10,7 @@ from typing import Any
 from tunemath.errors import ModelError
 from tunemath.space.blueprint import Blueprint
 from tunemath.space.ledger import Ledger
-from tunemath.space.peft.change import Change
+from tunemath.space.peft.change import Change, Group
 from tunemath.space.peft.config import AdapterConfig, refuse_lost_layers
 from tunemath.space.peft.match import unmatched_targets
 from tunemath.space.peft.mixtures import fused_parameter, of_fused_experts
@@ -100,8 +100,10 @@ def peft_change(blueprint: Blueprint, config: AdapterConfig) -> Change:
     used = with_tied_saved(blueprint, used)
     own = tuner_of(config.peft_type)(blueprint, used)
     own = replace(own, unfrozen=own.unfrozen | _biases(blueprint, used, own))
-    rows = token_rows(blueprint, used, own, saved_modules(blueprint, used))
     change = with_saved_modules(blueprint, used, own)
+    rows: tuple[Group, ...] = ()
+    if used.get("trainable_token_indices") is not None:
+        rows = token_rows(blueprint, used, own, saved_modules(blueprint, used))
     change = replace(
         change,
         groups=(*change.groups, *rows),

@@ -11,30 +11,33 @@ tuner adapts, and refuses what PEFT refuses: nothing matched, a block, a layer o
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tunemath.errors import ModelError
 from tunemath.space.blueprint import Blueprint, Kind, Module
 from tunemath.space.peft.config import AdapterConfig, default_targets
+from tunemath.space.peft.names import (
+    compiled,
+    ends_in,
+    in_layers,
+    name_filter,
+    narrowing,
+    pattern_value,
+)
 
 __all__ = [
     "Targets",
     "compiled",
     "find_targets",
-    "name_filter",
     "near_names",
     "pattern_value",
-    "pattern_values",
     "require_kinds",
     "unmatched_targets",
 ]
 
 _CLASSIFIERS = ("score", "classifier")
-# From so many names on, PEFT cuts them down to the shortest endings that tell them apart.
-_MANY = 20
 # State-space layers that are no plain linear layers, whatever their class.
 _MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 _NOT_IN_MAMBA = ("out_proj", "conv1d")
@@ -119,31 +122,6 @@ def near_names(blueprint: Blueprint, name: str, most: int = 3) -> list[str]:
     return difflib.get_close_matches(name, known, n=most)
 
 
-def pattern_value(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
-    """Return what ``rank_pattern`` or ``alpha_pattern`` has for a module; the first match counts.
-
-    >>> pattern_value({"q_proj": 16, r"layers.0.*": 4}, "model.layers.0.self_attn.q_proj", 8)
-    16
-    """
-    return pattern_values(patterns, default)(name)
-
-
-def pattern_values(patterns: Mapping[str, Any], default: Any) -> Callable[[str], Any]:
-    """Return the function from a name to what ``rank_pattern`` has for it."""
-    tests = [(compiled(rf"(.*\.)?({p})$", p).match, value) for p, value in patterns.items()]
-    return lambda name: next((value for test, value in tests if test(name)), default)
-
-
-def compiled(pattern: str, given: str) -> re.Pattern[str]:
-    """Return a compiled pattern; ``given`` is the part of it that the user wrote."""
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise ModelError(
-            f"{given!r} is used as a regular expression, and is not a valid one ({error})"
-        ) from None
-
-
 # --- what is asked for
 
 
@@ -185,7 +163,7 @@ def _all_linear(blueprint: Blueprint, config: AdapterConfig) -> Targets:
     if not blueprint.head and config["task_type"] == "SEQ_CLS":
         left_out = next((n for n in _CLASSIFIERS if _exists_at_top(blueprint, n)), None)
         linears = tuple(m for m in linears if m.name != left_out)
-    whole = _narrowing(config) is None and config.get("layers_to_transform") is None
+    whole = narrowing(config) is None and config.get("layers_to_transform") is None
     if whole and not _ends_elsewhere(blueprint, linears):
         return Targets(linears)
     return _by_names(blueprint, config, [m.name for m in linears])
@@ -207,13 +185,13 @@ def _by_names(blueprint: Blueprint, config: AdapterConfig, names: Sequence[str])
     modules: list[Module] = []
     for short in shorts:
         alike = blueprint.by_short_name.get(short, ())
-        modules += alike if short in wanted else (m for m in alike if _ends(m.name, wanted))
+        modules += alike if short in wanted else (m for m in alike if ends_in(m.name, wanted))
     containers = [
         name
         for name in _plain_containers(blueprint)
-        if name.rpartition(".")[2] in shorts and _ends(name, wanted)
+        if name.rpartition(".")[2] in shorts and ends_in(name, wanted)
     ]
-    for keep in (_in_layers(blueprint, config, names), _narrowing(config)):
+    for keep in (in_layers(blueprint, config, names), narrowing(config)):
         if keep is not None:
             modules = [m for m in modules if keep(m.name)]
             containers = [c for c in containers if keep(c)]
@@ -224,16 +202,6 @@ def _plain_containers(blueprint: Blueprint) -> Iterator[str]:
     """Yield the containers that own no parameters themselves."""
     owners = blueprint.by_name
     return (name for name in blueprint.containers if name not in owners)
-
-
-def _ends(name: str, wanted: Collection[str]) -> bool:
-    """Whether a name is wanted, or ends in a dot and a wanted one."""
-    dot = "."
-    while dot:
-        if name in wanted:
-            return True
-        _, dot, name = name.partition(".")
-    return False
 
 
 def _exists(blueprint: Blueprint, name: str) -> bool:
@@ -260,92 +228,3 @@ def _refuse_state_space(blueprint: Blueprint, config: AdapterConfig, found: Targ
                 f"{config.peft_type}: target_modules match {module.name}, which {config.peft_type} "
                 f"can't adapt in {blueprint.model_type}; leave {' and '.join(_NOT_IN_MAMBA)} out"
             )
-
-
-# --- what narrows it down
-
-
-def name_filter(config: AdapterConfig) -> Callable[[str], bool]:
-    """Return whether ``target_modules``, a regular expression, means a name."""
-    pattern, keep = config["target_modules"], _narrowing(config)
-    try:
-        wanted = re.compile(pattern)
-    except re.error as error:
-        raise ModelError(
-            f"target_modules {pattern!r} is a string, so a regular expression for whole names, "
-            f"and not a valid one ({error}); give a list for plain names"
-        ) from None
-    if keep is None:
-        return lambda name: wanted.fullmatch(name) is not None
-    return lambda name: wanted.fullmatch(name) is not None and keep(name)
-
-
-def _narrowing(config: AdapterConfig) -> Callable[[str], bool] | None:
-    """Return whether a name is kept, by excluded and saved modules; None where all are."""
-    excluded, saved = config.get("exclude_modules"), config.get("modules_to_save")
-    if not excluded and not saved:
-        return None
-    pattern = compiled(excluded, excluded) if isinstance(excluded, str) and excluded else None
-    names = frozenset() if isinstance(excluded, str) else frozenset(excluded or ())
-    inside = [compiled(rf"(^|.*\.){each}($|\..*)", each) for each in saved or ()]
-
-    def keep(name: str) -> bool:
-        if pattern is not None and pattern.fullmatch(name):
-            return False
-        return not _ends(name, names) and not any(each.match(name) for each in inside)
-
-    return keep
-
-
-def _in_layers(
-    blueprint: Blueprint, config: AdapterConfig, names: Sequence[str]
-) -> Callable[[str], bool] | None:
-    """Return whether a module lies in the layers asked for; None where all do.
-
-    Its layer is the first number in its name, after one of ``layers_pattern`` where that is given.
-    A module that is asked for by its full name is taken in any layer.
-    """
-    layers = config.get("layers_to_transform")
-    if layers is None or (isinstance(layers, list) and not layers):
-        return None
-    chosen = {layers} if isinstance(layers, int) else frozenset(layers)
-    given = config.get("layers_pattern") or ()
-    given = [given] if isinstance(given, str) else given
-    patterns = [compiled(rf"(?:^|.*?\.){each}\.(?P<idx>\d+)\.", each) for each in given]
-    patterns = patterns or [re.compile(r".*?\.[^.]*\.(?P<idx>\d+)\.")]
-    whole = _shortened(blueprint, names)
-
-    def inside(name: str) -> bool:
-        if name in whole:
-            return True
-        match = next((m for m in (pattern.match(name) for pattern in patterns) if m), None)
-        return match is not None and int(match["idx"]) in chosen
-
-    return inside
-
-
-def _shortened(blueprint: Blueprint, names: Sequence[str]) -> frozenset[str]:
-    """Return the names as PEFT keeps them: many are cut to their shortest telling endings.
-
-    What they match stays the same; but a name that was cut is no longer a module's full name.
-    """
-    wanted = frozenset(names)
-    if len(wanted) < _MANY:
-        return wanted
-    every = (*blueprint.containers, *blueprint.by_name)
-    taken = {end for each in every if not _ends(each, wanted) for end in _endings(each)}
-    kept: set[str] = set()
-    for endings in sorted(map(_endings, wanted)):
-        if kept.isdisjoint(endings[:-1]):
-            kept.update([end for end in endings if end not in taken and end not in kept][:1])
-    return frozenset(kept) if kept and len(kept) < len(wanted) else wanted
-
-
-def _endings(name: str) -> list[str]:
-    """Return a name's endings, shortest first.
-
-    >>> _endings("h.0.attn")
-    ['attn', '0.attn', 'h.0.attn']
-    """
-    parts = name.split(".")
-    return [".".join(parts[start:]) for start in reversed(range(len(parts)))]

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from tunemath.errors import ModelError
 from tunemath.space.blueprint import Blueprint
 from tunemath.space.peft.config import AdapterConfig, peft_facts
-from tunemath.space.peft.match import find_targets, name_filter
+from tunemath.space.peft.match import find_targets
+from tunemath.space.peft.names import name_filter
 
 __all__ = ["fused_parameter", "of_fused_experts"]
 

@@ -78,10 +78,10 @@ def _chosen(spans: Any, stack: str, count: int) -> list[int]:
     """Return the layers of the new stack by their former numbers."""
     chosen: list[int] = []
     for span in spans:
-        start, end = span
-        if not 0 <= start <= end <= count:
+        start, end = span if isinstance(span, list | tuple) and len(span) == 2 else (None, None)
+        if not (isinstance(start, int) and isinstance(end, int) and 0 <= start <= end <= count):
             raise ModelError(
-                f"layer_replication has {list(span)}; {stack} has layers 0 to {count - 1}, and the "
+                f"layer_replication has {span!r}; {stack} has layers 0 to {count - 1}, and the "
                 f"end of a span is not counted: give numbers from 0 to {count}"
             )
         chosen += range(start, end)

@@ -10,7 +10,7 @@ from tunemath.errors import ModelError
 from tunemath.space.blueprint import Blueprint, Module
 from tunemath.space.peft.change import Change, Group, Part, grouped
 from tunemath.space.peft.config import AdapterConfig
-from tunemath.space.peft.match import compiled
+from tunemath.space.peft.names import compiled
 
 __all__ = ["tied_modules", "token_rows", "with_tied_saved", "with_tied_targets"]
 
@@ -83,9 +83,7 @@ def token_rows(
     A list means the input embedding; layers tied to a trained one follow its rows. ``saved`` are
     the modules that are trained whole, which can't have such rows.
     """
-    asked = config.get("trainable_token_indices")
-    if asked is None:
-        return ()
+    asked = config["trainable_token_indices"]
     asked = asked if isinstance(asked, Mapping) else {blueprint.embedding or "embed_tokens": asked}
     adapted = {module.name for module in change.targets}
     tied = [

@@ -9,6 +9,7 @@ from tunemath.space.blueprint import Blueprint
 from tunemath.space.peft.change import Change, Group, Part, grouped
 from tunemath.space.peft.config import AdapterConfig
 from tunemath.space.peft.parameters import find_parameters
+from tunemath.space.peft.tuners.factors import widths
 from tunemath.space.peft.tuners.lora_variants import refuse_settings
 from tunemath.space.peft.tuners.settings import layers, whole
 from tunemath.space.peft.tuners.targets import require_dimensions
@@ -32,9 +33,8 @@ def adalora(blueprint: Blueprint, config: AdapterConfig) -> Change:
     targets = layers(blueprint, config, "linear", "conv1d", "conv")
     groups = []
     for modules in grouped(require_dimensions(targets, config, 2)).values():
-        d_in, d_out = modules[0].d_in, modules[0].d_out
-        if modules[0].kind == "conv":
-            d_in, d_out = prod(modules[0].shape[1:]), modules[0].shape[0]
+        channels, d_out, kernel = widths(config, modules[0])
+        d_in = channels * prod(kernel)
         parts = (
             Part("lora_A", (r, d_in)),
             Part("lora_E", (r, 1)),

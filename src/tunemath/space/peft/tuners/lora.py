@@ -11,8 +11,10 @@ from tunemath.errors import ModelError
 from tunemath.space.blueprint import Blueprint, Module
 from tunemath.space.peft.change import Change, Group, Part, grouped
 from tunemath.space.peft.config import AdapterConfig
-from tunemath.space.peft.match import find_targets, pattern_values, require_kinds
+from tunemath.space.peft.match import find_targets, require_kinds
+from tunemath.space.peft.names import pattern_values
 from tunemath.space.peft.parameters import TargetParameter, find_parameters
+from tunemath.space.peft.tuners.factors import widths
 from tunemath.space.peft.tuners.lora_variants import (
     Blocks,
     added_parts,
@@ -118,11 +120,7 @@ def _layer(
 ) -> Group:
     """Return what each of some alike layers is given."""
     module = alike[0]
-    d_in, d_out = module.d_in, module.d_out
-    kernel: tuple[int, ...] = ()
-    if module.kind == "conv":
-        d_out, d_in, *rest = module.shape
-        kernel = tuple(rest)
+    d_in, d_out, kernel = widths(config, module)
     pooled = _pooled(blueprint, config, module)
     a_side, b_side = (blocks.number if blocks.side == side else 1 for side in "ab")
     frozen = variant == "mica"

@@ -16,6 +16,7 @@ from tunemath.errors import ModelError
 from tunemath.space.blueprint import Blueprint, Module
 from tunemath.space.peft.change import Part
 from tunemath.space.peft.config import AdapterConfig
+from tunemath.space.peft.tuners.factors import widths
 
 __all__ = [
     "Blocks",
@@ -122,12 +123,10 @@ def refuse_start(config: AdapterConfig, variant: str, module: Module, r: int) ->
         raise _refused(module, f"{variant} is set and r is {r}", f"set r below {smaller}")
     if start and start is not True and not re.fullmatch(_STARTS[module.kind], str(start)):
         raise _refused(module, f"init_lora_weights is {start!r}", "set it to true")
-    if variant == "use_dora" and module.kind == "conv1d" and module.d_in != module.d_out:
-        # PEFT puts these starts the wrong way round for Conv1D, and DoRA's norm needs the sum.
-        if str(start) == "loftq" or str(start).lower() == "olora":
-            raise _refused(
-                module, f"use_dora is on and init_lora_weights {start}", "set it to true"
-            )
+    # PEFT has these starts the wrong way round for Conv1D; DoRA needs the sum with the weight.
+    turned = module.kind == "conv1d" and re.fullmatch(r"loftq|(?i:olora)", str(start))
+    if variant == "use_dora" and turned and module.d_in != module.d_out:
+        raise _refused(module, f"use_dora is on, init_lora_weights is {start}", "set it to true")
     if start == "orthogonal" and r % 2 and module.kind != "embedding":
         raise _refused(module, f"init_lora_weights is orthogonal and r is {r}", "set r to be even")
 
@@ -178,7 +177,7 @@ def added_parts(
 ) -> tuple[tuple[Part, ...], int]:
     """Return what a variant adds to a layer's factors, and its closed form."""
     if variant == "use_dora":
-        d_out = module.d_out if module.kind != "conv" else module.shape[0]
+        d_out = widths(config, module).d_out
         return (Part("lora_magnitude_vector.weight", (d_out,)),), d_out
     if variant == "kasa_config":
         return (Part("lora_diag", (r,)),), r
