@@ -26,6 +26,20 @@ CHATML = (
 WORDS = ("red", "green", "blue", "black", "white", "pink", "gray", "brown")
 
 
+# Of the eleven families on which every tuner is held against PEFT, those that are unlike the rest:
+# the others are slow tests.
+TELLING = ("llama", "qwen3_moe", "gpt2", "t5", "bert", "vit")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tuners' tests on families that others stand for as slow."""
+    for item in items:
+        family = getattr(item, "callspec", None) and item.callspec.params.get("family")
+        if family and item.path.parent.name == "tuners" and family not in TELLING:
+            item.add_marker(pytest.mark.slow)
+
+
 def write_jsonl(path: Path, rows: list[dict]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path

@@ -8,8 +8,7 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
-from tunemath.budget import attended_pairs, forward_flops, training_flops, training_memory
-from tunemath.errors import ShapeError
+from tunemath.budget import Training, attended_pairs, forward_flops, training_flops
 
 ROWS, TOKENS = 3, 40
 
@@ -27,13 +26,8 @@ class Model:
     linear_parameters: int = 0
 
 
-@dataclass(frozen=True)
-class Adapter:
-    trainable: int
-
-
 def build(attention="eager"):
-    """Return a live LoRA model, its shapes and its adapter, counted from the live tensors."""
+    """Return a live LoRA model, its shapes and what is trained, counted from the live tensors."""
     shapes = Model()
     config = transformers.LlamaConfig(
         hidden_size=shapes.hidden,
@@ -54,10 +48,11 @@ def build(attention="eager"):
     live = peft.get_peft_model(
         base, peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     )
-    return live, shapes, Adapter(live.get_nb_trainable_parameters()[0])
+    return live, shapes, Training(live.get_nb_trainable_parameters()[0])
 
 
 def counted(live, backward, disable=False):
+    live.train()
     ids = torch.randint(0, 100, (ROWS, TOKENS))
     with FlopCounterMode(display=False) as counter:
         if disable:
@@ -94,72 +89,54 @@ def test_training_operations_are_those_that_torch_counts():
 
 
 def test_parts_add_up():
-    shapes, adapter = Model(linear_parameters=1000), Adapter(100)
+    shapes, adapter = Model(linear_parameters=1000), Training(100)
     assert forward_flops(shapes, 7, 0) == 2 * 1000 * 7
     assert training_flops(shapes, adapter, 7, 0) == (4 * 1000 + 6 * 100) * 7
     head = training_flops(shapes, adapter, 7, 3) - training_flops(shapes, adapter, 7, 0)
     assert head == 4 * 64 * 160 * 3
+    trained = Training(unfrozen=1000, head_trained=True)
+    assert training_flops(shapes, trained, 7, 3) == 6 * 1000 * 7 + 6 * 64 * 160 * 3
+    half = Training(unfrozen=500, depth=0.5)
+    assert training_flops(shapes, half, 7, 0, attended=5) == (3 * 1000 + 2 * 500) * 7 + (
+        4 * 6 * 64 * 5 * 2
+    )
+    again = training_flops(shapes, adapter, 7, 3, attended=5, checkpointing=True)
+    assert again - training_flops(shapes, adapter, 7, 3, attended=5) == (
+        2 * 1100 * 7 + 4 * 6 * 64 * 5
+    )
     with pytest.raises(ValueError, match="tokens is -1"):
         forward_flops(shapes, -1, 0)
 
 
-def terms(**changes):
-    arguments = {"rows": ROWS, "tokens": TOKENS, "supervised": TOKENS} | changes
-    _, shapes, adapter = build()
-    return {term.name: term for term in training_memory(shapes, adapter, **arguments)}
+def of_base(depth=None):
+    """Return a live model trained itself, from layer ``depth`` on or whole, and its shapes."""
+    live, shapes, _ = build()
+    base = live.unload().requires_grad_(depth is None)
+    unfrozen = shapes.linear_parameters
+    if depth is not None:
+        unfrozen = 0
+        for layer in base.model.layers[depth:]:
+            layer.requires_grad_(True)
+            unfrozen += sum(m.weight.numel() for m in layer.modules() if hasattr(m, "in_features"))
+    return base, shapes, unfrozen
 
 
-def test_exact_terms_are_the_bytes_of_live_tensors():
-    live, shapes, adapter = build()
-    trainable = [p for p in live.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable)
-    live(input_ids=torch.zeros(1, 2, dtype=torch.int64)).logits.sum().backward()
-    optimizer.step()
-    state = [
-        value
-        for entry in optimizer.state.values()
-        for name, value in entry.items()
-        if name in ("exp_avg", "exp_avg_sq")
-    ]
-    planned = {
-        term.name: term.bytes
-        for term in training_memory(shapes, adapter, rows=1, tokens=1, supervised=1)
-        if term.exact
-    }
-    assert planned == {
-        "weights": sum(p.nbytes for p in live.parameters()),
-        "gradients": sum(p.grad.nbytes for p in trainable),
-        "optimizer state": sum(value.nbytes for value in state),
-    }
+def test_full_training_and_its_checkpointing_are_what_torch_counts():
+    base, shapes, unfrozen = of_base()
+    tokens, square = ROWS * TOKENS, ROWS * TOKENS**2
+    work = Training(unfrozen=unfrozen, head_trained=True)
+    assert training_flops(shapes, work, tokens, tokens, attended=square) == counted(base, True)
+    base.gradient_checkpointing_enable({"use_reentrant": False})
+    again = training_flops(shapes, work, tokens, tokens, attended=square, checkpointing=True)
+    # recomputation stops at the last tensor that is kept: the last product needs no second time
+    stopped = 2 * tokens * shapes.layers * shapes.hidden * shapes.intermediate
+    assert again - stopped == counted(base, True)
 
 
-def test_activations_are_near_what_torch_keeps_for_the_backward_pass():
-    live, _, _ = build("sdpa")
-    weights = {p.untyped_storage().data_ptr() for p in live.parameters()}
-    kept = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = (tensor, storage.nbytes())
-        return tensor
-
-    mask = torch.ones(ROWS, TOKENS, dtype=torch.int64)
-    mask[0, 30:] = 0
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        body = live.base_model.model.model
-        body(input_ids=torch.randint(0, 100, (ROWS, TOKENS)), attention_mask=mask)
-    measured = sum(size for _, size in kept.values())
-    assert terms()["activations"].bytes == pytest.approx(measured, rel=0.15)
-
-
-def test_what_memory_follows():
-    once, twice = terms(), terms(rows=2 * ROWS)
-    tile = 4 * 2**19
-    for name, term in once.items():
-        fixed = tile if name == "output layer" else 0
-        assert twice[name].bytes - fixed == (1 if term.exact else 2) * (term.bytes - fixed)
-    _, shapes, _ = build()
-    assert terms(supervised=1)["output layer"].bytes == 4 * 6 * ROWS * shapes.hidden + tile
-    with pytest.raises(ShapeError, match="rows is 0"):
-        terms(rows=0)
+def test_the_backward_pass_stops_at_the_lowest_trained_layer():
+    base, shapes, unfrozen = of_base(depth=4)
+    tokens, square = ROWS * TOKENS, ROWS * TOKENS**2
+    work = Training(unfrozen=unfrozen, depth=2 / 6)
+    # its norm is trained too, so that its first projections need their inputs' gradient
+    planned = training_flops(shapes, work, tokens, tokens, attended=square)
+    assert planned == counted(base, True)

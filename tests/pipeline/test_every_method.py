@@ -151,6 +151,36 @@ def assert_example_runs(run: Run, card: str, name: str) -> None:
             assert (found - base(input_ids=ids).logits).abs().max() > 0.1
 
 
+# --- checkpointed
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        pytest.param(name, kind, marks=[] if (name, kind) in BY_DEFAULT else pytest.mark.slow)
+        for name in ("dora", "full", "houlsby", "pfeiffer", "prefix", "prompt")
+        for kind in ("sft", "dpo")
+    ],
+)
+def test_gradient_checkpointing_is_the_same_update(shared_job, tmp_path, name, kind):
+    short = ["evaluation.retention=null", "evaluation.few_shot=0"]
+    settings = [*overrides(shared_job, name, kind), *short]
+    again = [*settings, "budget.gradient_checkpointing=true"]
+    plain, checkpointed = (
+        advance(Run(FineTune.load(shared_job, each), tmp_path / str(at)), "train")
+        for at, each in enumerate((settings, again))
+    )
+    logs = plain["training"]["log"], checkpointed["training"]["log"]
+    assert len(logs[0]) == len(logs[1]) > 2
+    for one, other in zip(*logs, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+    memory = plain["plan"]["memory"], checkpointed["plan"]["memory"]
+    assert memory[1]["total_bytes"] < memory[0]["total_bytes"]
+    work = plain["plan"]["compute"], checkpointed["plan"]["compute"]
+    assert work[1]["training_flops"] > work[0]["training_flops"]
+
+
 # --- killed and resumed
 
 DIES = """

@@ -118,13 +118,30 @@ def plan() -> dict[str, Any]:
         },
         "memory": {
             "terms": [
-                {"name": "weights", "bytes": 4 * (base + trainable), "exact": True},
-                {"name": "gradients", "bytes": 4 * trainable, "exact": True},
-                {"name": "optimizer state", "bytes": 8 * trainable, "exact": True},
-                {"name": "activations", "bytes": 612_000_000, "exact": False},
-                {"name": "output layer", "bytes": 335_000_000, "exact": False},
+                _term("base weights", 4 * base),
+                _term("added weights", 4 * trainable),
+                _term("gradients", 4 * trainable, at_peak=0),
+                _term("optimizer state", 8 * trainable),
+                _term("activations", 612_000_000, error=0.05),
+                _term("output layer", 335_000_000, error=0.25),
             ],
-            "total_bytes": 4 * (base + trainable) + 12 * trainable + 947_000_000,
+            "moment": "output layer",
+            "peak_bytes": 4 * base + 12 * trainable + 947_000_000,
+            "total_bytes": 4 * base + 12 * trainable + 947_000_000,
+            "error_bytes": 114_350_000,
+            "limit_bytes": 25_769_803_776,
+            "fits": True,
+            "largest": {"micro_batch": 340, "tokens": 1504, "rank": 576},
+            "changes": [
+                {
+                    "change": "gradient checkpointing",
+                    "set": "budget.gradient_checkpointing=true",
+                    "cost": "46 % more operations; the same update",
+                    "peak_bytes": 1_200_000_000,
+                    "fits": True,
+                }
+            ],
+            "cheapest": [],
         },
         "compute": {"training_flops": 2.74e13, "evaluation_flops": 1.9e13},
         "seconds": {
@@ -146,6 +163,15 @@ def plan() -> dict[str, Any]:
             "retention": {"items": 300, "smallest_difference": 0.081},
         },
     }
+
+
+def _term(
+    name: str, size: int, *, at_peak: int | None = None, error: float = 0.0
+) -> dict[str, Any]:
+    there = size if at_peak is None else at_peak
+    return {
+        "name": name, "bytes": size, "at_peak": there, "exact": error == 0, "error": error,
+    }  # fmt: skip
 
 
 def _tokens(prompt: list[str], answer: list[str]) -> list[dict[str, Any]]:

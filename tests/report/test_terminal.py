@@ -37,7 +37,9 @@ def test_plan(sft: dict[str, Any]) -> None:
         "6 min 33 s",
         "11.4 points on 150 items",
         "1,536 → 576",
-        "522.5 MiB",
+        "513.1 MiB",
+        "It fits in 24.00 GiB",
+        "examples at once 340",
         "dequantised",
     ):
         assert words in text

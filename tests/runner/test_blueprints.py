@@ -172,8 +172,10 @@ def test_any_family_is_built_by_transformers(tmp_path, config, auto):
 
 def test_a_blueprint_is_built_once_for_a_configuration_and_a_task(tmp_path, monkeypatch):
     built = []
-    real = blueprints._build
-    monkeypatch.setattr(blueprints, "_build", lambda *each: built.append(each) or real(*each))
+    real = blueprints.build_from_config
+    monkeypatch.setattr(
+        blueprints, "build_from_config", lambda *each: built.append(each) or real(*each)
+    )
     first = blueprint_from_transformers(MAMBA, cache=tmp_path)
     assert first.architecture == "MambaForCausalLM"
     assert blueprint_from_transformers(dict(reversed(MAMBA.items())), cache=tmp_path) == first

@@ -20,6 +20,8 @@ class Budget(Record):
     """Rows (or pairs) in one optimizer step."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Rows in memory at once, `batch_size` when not given; the loss does not depend on it."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, more operations, same update."""
     learning_rate: float = Field(default=2e-4, gt=0)
     """The peak learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

@@ -1,10 +1,10 @@
-"""What the budget needs to know of a model and of what is trained on it: integers."""
+"""What the budget needs to know of a model: integers."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
-__all__ = ["Adapters", "Shapes"]
+__all__ = ["Shapes"]
 
 
 class Shapes(Protocol):
@@ -48,13 +48,4 @@ class Shapes(Protocol):
     @property
     def linear_parameters(self) -> int:
         """N, the weights of all linear layers but the head."""
-        ...
-
-
-class Adapters(Protocol):
-    """What is trained beside the frozen base; a `LoraLedger` has it."""
-
-    @property
-    def trainable(self) -> int:
-        """P, the trainable parameters."""
         ...

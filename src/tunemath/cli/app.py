@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tunemath.cli import adapters, contracts, count, stages
+from tunemath.cli import adapters, contracts, count, memory, stages
 from tunemath.version import __version__
 
 __all__ = ["app"]
@@ -43,5 +43,6 @@ def options(
 
 contracts.register(app)
 count.register(app)
+memory.register(app)
 stages.register(app)
 adapters.register(app)

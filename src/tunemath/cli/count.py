@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunemath.cli.options import AsJson, Method, MethodSettings, ModelPath, print_json
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tunemath.space import Blueprint
 
-__all__ = ["register"]
+__all__ = ["blueprint_at", "register"]
 
 _BAD_INPUT = 2
 
@@ -24,20 +26,9 @@ def register(app: typer.Typer) -> None:
 
 
 def _count(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A folder, a config.json, a safetensors file or index, a GGUF file.",
-        ),
-    ],
-    method: Annotated[
-        str, typer.Option("--method", "-m", help="As `space.method` in a contract.")
-    ] = "full",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", metavar="KEY=VALUE", help="The method's, as in rank=16."),
-    ] = None,
+    model: ModelPath,
+    method: Method = "full",
+    settings: MethodSettings = None,
     peft_config: Annotated[
         Path | None, typer.Option("--peft-config", help="PEFT's adapter_config.json, as it is.")
     ] = None,
@@ -45,7 +36,7 @@ def _count(
         str | None,
         typer.Option("--task", help="PEFT's task_type, which chooses the class: CAUSAL_LM, …"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Count the parameters that a method trains, without loading the model.
 
@@ -61,22 +52,20 @@ def _count(
 
     if peft_config is not None:
         config = AdapterConfig.read(peft_config)
-        blueprint = _blueprint(model, task or config["task_type"])
+        blueprint = blueprint_at(model, task or config["task_type"])
         ledger = peft_ledger(blueprint, config)
         asked = config.get("target_modules")
         chosen = bool(config.get("layers_to_transform"))
         also: dict[str, Any] = {"peft_type": config.peft_type, "unknown_keys": [*config.unknown]}
     else:
         space = parse_space(method, settings or ())
-        blueprint = _blueprint(model, task)
+        blueprint = blueprint_at(model, task)
         ledger = ledger_of(blueprint, space)
         asked, chosen = getattr(space, "targets", None), method == "last_layers"
         also = {"method": method}
     coverage = coverage_of(blueprint, ledger.change, asked=asked, chosen_layers=chosen)
     product = ledger_product(ledger, coverage, **also)
     if as_json:
-        from tunemath.cli.options import print_json
-
         print_json(product)
     else:
         from rich.console import Console
@@ -92,7 +81,7 @@ def _count(
         raise typer.Exit(_BAD_INPUT)
 
 
-def _blueprint(model: str, task: str | None) -> Blueprint:
+def blueprint_at(model: str, task: str | None) -> Blueprint:
     """Read a model's blueprint; a family that is not known needs transformers."""
     from tunemath.space import read_blueprint
 

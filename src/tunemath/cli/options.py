@@ -21,6 +21,9 @@ __all__ = [
     "AsJson",
     "ContractPath",
     "Fresh",
+    "Method",
+    "MethodSettings",
+    "ModelPath",
     "Overrides",
     "RunFolderArgument",
     "Runs",
@@ -31,6 +34,17 @@ __all__ = [
 ]
 
 ContractPath = Annotated[Path, typer.Argument(metavar="CONTRACT", help="The contract's YAML file.")]
+ModelPath = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A folder, a config.json, a safetensors file or index, a GGUF file."
+    ),
+]
+Method = Annotated[str, typer.Option("--method", "-m", help="As `space.method` in a contract.")]
+MethodSettings = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="The method's, as in rank=16."),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override, as in space.rank=16."),

@@ -7,19 +7,28 @@ from typing import Any
 
 from tunemath.budget import (
     Work,
+    attended_pairs,
     forward_flops,
     learning_rates,
     measured_gflops,
     plan_steps,
     seconds_of,
     smallest_detectable_difference,
+    this_device,
     training_flops,
-    training_memory,
     warmup_steps,
 )
 from tunemath.mask import common_prefix
+from tunemath.pipeline.costs import Precision, saved_bytes, training_of
+from tunemath.pipeline.memory import Scenario, memory_product
 from tunemath.pipeline.run import Run
-from tunemath.space import Ledger
+from tunemath.space import (
+    UNFREEZING,
+    Ledger,
+    PrefixSpace,
+    PromptSpace,
+    coverage_of,
+)  # fmt: skip
 
 __all__ = ["plan", "schedule_of"]
 
@@ -54,10 +63,12 @@ def plan(run: Run) -> list[str]:
             "trainable": ledger.trainable,
             "percent": ledger.percent,
             "by_target": _by_target(ledger, getattr(run.contract.space, "rank", None)),
+            "coverage": _coverage(run),
+            "saved_bytes": saved_bytes(ledger),
         },
         "data": data,
         "schedule": schedule,
-        "memory": _memory(run, ledger),
+        "memory": _memory(run),
         "compute": {
             "training_flops": works["train"].training,
             "evaluation_flops": sum(
@@ -68,6 +79,15 @@ def plan(run: Run) -> list[str]:
         "power": _power(run),
     }
     return [run.folder.write("plan.json", product)]
+
+
+def _coverage(run: Run) -> dict[str, list[str]]:
+    """Return what the method does not reach though its targets suggest so."""
+    space = run.contract.space
+    asked, chosen = getattr(space, "targets", None), space.method == "last_layers"
+    change = run.ledger.change
+    found = coverage_of(run.blueprint, change, asked=asked, chosen_layers=chosen)
+    return {"findings": list(found.findings), "unmatched": list(change.unmatched)}
 
 
 def _by_target(ledger: Ledger, rank: int | None) -> list[dict[str, Any]]:
@@ -135,22 +155,26 @@ def _data(run: Run) -> dict[str, Any]:
     }
 
 
-def _memory(run: Run, ledger: Ledger) -> dict[str, Any]:
-    sides = len(run.examples[0])
-    budget = run.contract.budget
-    longest = max(len(row.input_ids) for example in run.examples for row in example)
-    supervised = max(sum(row.supervised) for example in run.examples for row in example)
-    terms = training_memory(
-        run.blueprint,
-        ledger,
-        rows=sides * (budget.micro_batch_size or budget.batch_size),
-        tokens=longest,
-        supervised=supervised,
+def _memory(run: Run) -> dict[str, Any]:
+    """Return the memory of the worst step: the longest rows, and the most supervised tokens."""
+    contract, budget = run.contract, run.contract.budget
+    rows = [row for example in run.examples for row in example]
+    device = this_device()
+    own = contract.space.method in UNFREEZING
+    scenario = Scenario(
+        blueprint=run.blueprint,
+        space=contract.space,
+        tokens=max(len(row.input_ids) for row in rows),
+        supervised=max(sum(row.supervised) for row in rows),
+        batch=budget.batch_size,
+        micro_batch=budget.micro_batch_size or budget.batch_size,
+        objective=contract.objective.kind,
+        precision=Precision("float32" if device.kind == "cpu" or own else "bfloat16"),
+        checkpointing=budget.gradient_checkpointing,
+        device=device.kind,
     )
-    return {
-        "terms": [{"name": t.name, "bytes": t.bytes, "exact": t.exact} for t in terms],
-        "total_bytes": sum(t.bytes for t in terms),
-    }
+    product = memory_product(scenario, device.memory, contract=True)
+    return {**product, "total_bytes": product["peak_bytes"]}
 
 
 def _power(run: Run) -> dict[str, Any]:
@@ -168,10 +192,15 @@ def _works(run: Run, ledger: Ledger) -> dict[str, Work]:
     blueprint, sides = run.blueprint, len(run.examples[0])
     rows = [row for example in run.examples for row in example]
     supervised = sum(sum(row.supervised) for row in rows)
-    epochs = run.contract.budget.epochs
-    training = epochs * training_flops(blueprint, ledger, _tokens(run.examples), supervised)
+    budget = run.contract.budget
+    tokens, pairs = _attended(run)
+    training = training_flops(
+        blueprint, training_of(ledger), tokens, supervised,
+        attended=pairs, checkpointing=budget.gradient_checkpointing,
+    )  # fmt: skip
     if sides == 2:  # DPO: the reference passes forward as well
-        training += epochs * forward_flops(blueprint, _tokens(run.examples), supervised)
+        training += forward_flops(blueprint, _tokens(run.examples), supervised, attended=pairs)
+    training *= budget.epochs
     base, prompted = _answering(run, False), _answering(run, True)
     positions = _teacher_forced_tokens(run)
     both = 2 * forward_flops(blueprint, positions, positions)
@@ -186,6 +215,20 @@ def _works(run: Run, ledger: Ledger) -> dict[str, Work]:
         "check": Work(),
         "report": Work(loads=2),
     }
+
+
+def _attended(run: Run) -> tuple[int, int]:
+    """Return the tokens of an epoch, and the pairs that attend; virtual tokens add to both."""
+    lengths = [len(row.input_ids) for example in run.examples for row in example]
+    tokens, pairs = sum(lengths), attended_pairs(lengths)
+    space = run.contract.space
+    if isinstance(space, PrefixSpace | PromptSpace):
+        pairs += tokens * space.length
+    if isinstance(space, PromptSpace):  # read once in each pass
+        budget = run.contract.budget
+        passes = -(-len(run.examples) // (budget.micro_batch_size or budget.batch_size))
+        tokens += passes * space.length
+    return tokens, pairs
 
 
 def _answering(run: Run, with_examples: bool) -> tuple[float, float]:

@@ -209,12 +209,15 @@ def _targets(evidence: Mapping[str, Any]) -> _Table | None:
 def _memory(evidence: Mapping[str, Any]) -> _Table | None:
     terms = dig(evidence, "plan", "memory", "terms") or []
     rows = [
-        (clean(t.get("name")), size(t.get("bytes")), "exact" if t.get("exact") else "estimate")
+        (clean(t.get("name")), size(t.get("bytes")), size(t.get("at_peak")),
+         "exact" if t.get("exact") else "estimate")
         for t in terms
-    ]
+    ]  # fmt: skip
     if rows:
-        rows.append(("Total", size(dig(evidence, "plan", "memory", "total_bytes")), "estimate"))
-    return _Table("Memory at the peak of training, predicted", ("Term", "Size", "Kind"), rows)
+        total = size(dig(evidence, "plan", "memory", "total_bytes"))
+        rows.append(("Peak", "", total, "estimate"))
+    heads = ("Term", "Size", "At the peak", "Kind")
+    return _Table("Memory of training, predicted", heads, rows)
 
 
 def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:

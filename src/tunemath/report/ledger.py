@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from tunemath.space import Coverage, Ledger
 
-__all__ = ["ledger_product", "ledger_view"]
+__all__ = ["ledger_product", "ledger_view", "table"]
 
 
 def ledger_product(ledger: Ledger, coverage: Coverage, **also: Any) -> dict[str, Any]:
@@ -42,17 +42,17 @@ def ledger_view(product: dict[str, Any]) -> RenderableType:
 
     parts: list[RenderableType] = [Text(_headline(product), style="bold"), Text()]
     heads = ("Module", "Shape", "Modules", "Parameters", "Trainable")
-    parts.append(_table(heads, _alike(product["by_module"]), texts=2))
+    parts.append(table(heads, _alike(product["by_module"]), texts=2))
     blocks = [
         (row["block"], f"{row['reached']:,} of {row['modules']:,}", _share(row))
         for row in product["blocks"]
     ]
-    parts += [Text(), _table(("Block", "Modules reached", "Of their weights"), blocks, texts=1)]
+    parts += [Text(), table(("Block", "Modules reached", "Of their weights"), blocks, texts=1)]
     stacks = [
         (row["stack"], f"{len(row['reached'])} of {row['layers']}") for row in product["stacks"]
     ]
     if stacks:
-        parts += [Text(), _table(("Stack", "Layers reached"), stacks, texts=1)]
+        parts += [Text(), table(("Stack", "Layers reached"), stacks, texts=1)]
     parts += [Text(f"\n! {finding}", style="yellow") for finding in product["findings"]]
     parts += [Text(f"\nNote: {note}") for note in product["notes"]]
     return Group(*parts)
@@ -90,7 +90,7 @@ def _alike(rows: Iterable[dict[str, Any]]) -> Iterator[Sequence[str]]:
         yield (shown, " × ".join(map(str, shape)), *(f"{n:,}" for n in sums))
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -> RenderableType:
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -> RenderableType:
     """Return a table whose first ``texts`` columns are words, the others numbers."""
     from rich import box
     from rich.table import Table

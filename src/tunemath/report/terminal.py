@@ -19,6 +19,7 @@ from rich.text import Text
 
 from tunemath.report.code import example_code
 from tunemath.report.facts import Row, mask_rows, movement_text, share_of, target_shape
+from tunemath.report.memory import memory_tables, peak
 from tunemath.report.results import (
     differences,
     findings,
@@ -65,18 +66,18 @@ def plan_view(plan: Mapping[str, Any]) -> RenderableType:
         (clean(t.get("name")), count(t.get("modules")), *_shape(t), count(t.get("parameters")))
         for t in dig(plan, "parameters", "by_target") or []
     ]
-    memory = [
-        (clean(t.get("name")), size(t.get("bytes")), "exact" if t.get("exact") else "estimate")
-        for t in dig(plan, "memory", "terms") or []
-    ]
     heads = ("Target", "Modules", "In → out", "Rank", "Trainable parameters")
     return Group(
         _title("Plan"),
         _rows(_plan_rows(plan)),
         Text(),
         _table(heads, targets),
+        *(
+            Text(f"! {clean(finding)}", style="yellow")
+            for finding in dig(plan, "parameters", "coverage", "findings") or []
+        ),
         Text(),
-        _table(("Memory", "Size", "Kind"), memory),
+        *memory_tables(plan.get("memory") or {}),
     )
 
 
@@ -91,7 +92,8 @@ def _plan_rows(plan: Mapping[str, Any]) -> Iterator[Row]:
     yield "Steps", f"{count(schedule.get('steps'))} of {count(schedule.get('rows_per_step'))} rows"
     yield "Tokens read", count(schedule.get("tokens_total"))
     yield "Peak learning rate", scientific(schedule.get("peak_learning_rate"))
-    yield "Memory at the peak", size(dig(plan, "memory", "total_bytes"))
+    yield "Memory at the peak", peak(plan.get("memory") or {})
+    yield "Saved update", size(dig(plan, "parameters", "saved_bytes"))
     yield "Training compute", flops(dig(plan, "compute", "training_flops"))
     yield "Evaluation compute", flops(dig(plan, "compute", "evaluation_flops"))
     for name in ("task", "retention"):

@@ -25,7 +25,7 @@ from tunemath.space.blueprint.quantised import declared_quantisation
 from tunemath.space.blueprint.saved import from_json, to_json
 from tunemath.storage import canonical_json, hash_bytes, write_text
 
-__all__ = ["blueprint_from_transformers", "blueprint_of", "classes_of"]
+__all__ = ["blueprint_from_transformers", "blueprint_of", "build_from_config", "classes_of"]
 
 # Of each of PEFT's tasks, the tables in which transformers names its classes; the first that has
 # the model type counts.
@@ -72,7 +72,7 @@ def blueprint_from_transformers(
     kept = _kept(path)
     if kept is not None:
         return kept
-    text = to_json(blueprint_of(_build(config, task_type)))
+    text = to_json(blueprint_of(build_from_config(config, task_type)))
     with suppress(OSError):  # a cache that can't be written is a cache that isn't there
         write_text(path, text)
     return from_json(text)
@@ -86,7 +86,13 @@ def _kept(path: Path) -> Blueprint | None:
         return None
 
 
-def _build(config: Mapping[str, Any], task_type: str | None) -> nn.Module:
+def build_from_config(
+    config: Mapping[str, Any], task_type: str | None, device: str = "meta"
+) -> Any:
+    """Return the model that transformers builds from a config.json, with no code from elsewhere.
+
+    Raises `ModelError` where transformers cannot build it; the message has its reason.
+    """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise ModelError(
@@ -102,7 +108,7 @@ def _build(config: Mapping[str, Any], task_type: str | None) -> nn.Module:
         )
     values = {key: value for key, value in config.items() if key not in _NOT_SHAPE}
     try:
-        with quiet_libraries(), torch.device("meta"):
+        with quiet_libraries(), torch.device(device):
             return wanted._from_config(CONFIG_MAPPING[model_type].from_dict(values))
     except Exception as error:  # a configuration is a stranger's, and may fail anywhere
         raise ModelError(

@@ -134,12 +134,13 @@ class TuneTrainer(Trainer):
     ) -> tuple[States, torch.Tensor, torch.Tensor]:
         """Return states (B, C, …), their targets and which of these count, (B, C).
 
-        C are the columns in which some row has a target.
+        C are the columns in which some row has a target. Rows are padded on the right, behind all
+        that counts, and a causal model looks back only: it needs no mask, which would keep T²
+        numbers a row and layer.
         """
         targets, counts = shift_targets(inputs["labels"])
         columns = counts.any(dim=0).nonzero()[:, 0]
-        arguments = {key: inputs[key] for key in ("input_ids", "attention_mask")}
-        states = output_states(model, keep=columns, **arguments)
+        states = output_states(model, keep=columns, input_ids=inputs["input_ids"])
         return states, targets[:, columns], counts[:, columns]
 
     def _answer_log_probs(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -136,6 +136,8 @@ def _trainer(
         train_sampling_strategy="sequential",
         logging_steps=1,
         logging_nan_inf_filter=False,
+        activation_checkpointing=budget.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
         save_strategy="steps",
         save_steps=budget.save_every or max(1, math.ceil(job.steps / 5)),
         report_to="none",

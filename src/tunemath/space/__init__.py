@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from tunemath.space.delta import lora_delta
     from tunemath.space.ledger import Ledger
     from tunemath.space.methods import blocks_of, change_of, ledger_of, peft_settings
+    from tunemath.space.peft import Change
     from tunemath.space.peft.match import near_names
     from tunemath.space.record import (
+        UNFREEZING,
         AdapterSpace,
         LastLayersSpace,
         LoraSpace,
@@ -43,8 +45,10 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "UNFREEZING",
     "AdapterSpace",
     "Blueprint",
+    "Change",
     "Coverage",
     "LastLayersSpace",
     "Ledger",
@@ -78,8 +82,10 @@ __all__ = [
 ]
 
 _HOMES = {
+    "UNFREEZING": "record",
     "AdapterSpace": "record",
     "Blueprint": "blueprint",
+    "Change": "peft",
     "Coverage": "coverage",
     "LastLayersSpace": "record",
     "Ledger": "ledger",

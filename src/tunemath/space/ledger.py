@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -81,6 +82,26 @@ class Ledger:
         tied = self.blueprint.tied
         names = {tied.get(name, name) for name in self.change.unfrozen}
         return {name: self._sizes[name] for name in names}
+
+    @cached_property
+    def added(self) -> tuple[tuple[tuple[int, ...], int], ...]:
+        """The shapes of the trained tensors that the method adds, with how many have each."""
+        counts: Counter[tuple[int, ...]] = Counter()
+        for group in self.change.groups:
+            for part in group.parts:
+                counts[part.shape] += len(group.modules) * part.trainable
+        for each in self.change.shared:
+            for part in each.parts:
+                counts[part.shape] += part.trainable
+        return tuple((shape, count) for shape, count in counts.items() if count)
+
+    @cached_property
+    def unfrozen(self) -> tuple[tuple[tuple[int, ...], int], ...]:
+        """The shapes of the base's own trained tensors, with how many have each."""
+        if not self.change.unfrozen:
+            return ()
+        shapes = dict(self.blueprint.tensors())
+        return tuple(Counter(shapes[name] for name in self._unfrozen).items())
 
     def by_module(self) -> list[ModuleRow]:
         """Return a row a module, whose integers sum to the totals.

@@ -81,19 +81,21 @@ class _Entropy(KeptRule):
         factor = form.prepare(hidden)
         width = tile_width(n, form, Budget(self.chunk, form).tile)
         most, rest, inner, tiles, slopes = [], [], [], [], []
+        room = [hidden.new_empty(n * width, dtype=form.dtype) for _ in range(2)]
         for part in form.tiles(width):
             tile = hidden.new_empty(n, part.hi - part.lo, dtype=form.dtype)
             slope = torch.empty_like(tile) if keep and form.soft_cap is not None else None
             form.cap(form.products(factor, part, tile), slope)
             m, highest = tile.max(1)
             m = m.clamp_(min=torch.finfo(form.dtype).min)
-            log_e = torch.sub(tile, m[:, None]).clamp_(min=_FLOOR)
-            e = torch.exp2(log_e)
+            log_e, e = (one[: tile.numel()].view(tile.shape) for one in room)
+            torch.sub(tile, m[:, None], out=log_e).clamp_(min=_FLOOR)
+            torch.exp2(log_e, out=e)
             # The maximum's own 1 is counted apart: beside it a small rest would lose its digits.
             e.scatter_(1, highest[:, None], 0.0)
             most.append(m)
             rest.append(e.sum(1))
-            inner.append(torch.linalg.vecdot(e, log_e))
+            inner.append(e.mul_(log_e).sum(1))
             if keep:
                 tiles.append(tile)
             if slope is not None:

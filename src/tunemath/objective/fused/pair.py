@@ -10,9 +10,11 @@ never from two logits, unless the heads differ and the quick form is asked for.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,9 +24,13 @@ __all__ = ["Moments", "Pair", "Statistics", "excess"]
 
 # e^u stays finite in float32, with room for its sum over a vocabulary.
 _FAR = 60.0
-# Below it e^u − 1 − u is summed as a series, to 1e-6 of itself.
+# Below it tanh(a + δ) − tanh a is formed without subtracting.
 _NEAR = 0.5
-_SERIES = tuple(1 / math.factorial(k) for k in (8, 7, 6, 5, 4, 3, 2))
+# (m, degree): for |u| ≤ m, (e^u − 1 − u) / u² is a polynomial of this degree but for rounding.
+_POLYNOMIALS = {
+    torch.float32: ((0.05, 3), (0.5, 5), (1.0, 6), (2.0, 8), (4.0, 11)),
+    torch.float64: ((0.05, 5), (0.5, 9), (1.0, 11), (2.0, 14), (4.0, 18)),
+}
 
 
 class Pair:
@@ -121,11 +127,12 @@ class Moments:
         top = z.amax(1).clamp_(min=torch.finfo(z.dtype).min)
         torch.sub(z, top[:, None], out=e).exp2_()
         total = e.sum(1)
-        centre = torch.linalg.vecdot(e, d) / total.clamp(min=torch.finfo(z.dtype).tiny)
+        # Products go into scratch: memory that is new for every tile would cost more than they do.
+        centre = torch.mul(e, d, out=u).sum(1) / total.clamp(min=torch.finfo(z.dtype).tiny)
         torch.sub(d, centre[:, None], out=u)
-        low, high = torch.aminmax(u, dim=1)
-        excess(u, phi, near=bool(torch.maximum(high, -low).amax() < _NEAR))
-        sums = torch.linalg.vecdot(e, phi), torch.linalg.vecdot(e, u)
+        high, low = u.amax(1), u.amin(1)  # one by one: aminmax of rows takes ten times as long
+        excess(u, phi, most=float(torch.maximum(high, -low).amax()))
+        sums = phi.mul_(e).sum(1), u.mul_(e).sum(1)
         self._tiles.append((top, total, centre, *sums, high))
 
     def finish(self) -> Statistics:
@@ -148,19 +155,36 @@ class Moments:
         return Statistics(centre, kl, most + torch.log2(total), far)
 
 
-def excess(u: Tensor, out: Tensor, *, near: bool) -> Tensor:
-    """Write φ(u) = e^u − 1 − u into ``out``: a series near 0, so that it stays positive."""
-    if not near:
-        close = u.abs() < _NEAR
-        large = torch.mul(u, LOG2_E, out=out).exp2_().sub_(1.0).sub_(u).clone()
-        return torch.where(close, _series(u, out), large, out=out)
-    return _series(u, out)
+def excess(u: Tensor, out: Tensor, *, most: float) -> Tensor:
+    """Write φ(u) = e^u − 1 − u into ``out``, with the digits of its dtype; ``most`` is max |u|."""
+    polynomials = _POLYNOMIALS[u.dtype]
+    for limit, degree in polynomials:
+        if most <= limit:
+            return _polynomial(u, out, *_coefficients(limit, degree))
+    limit, degree = polynomials[1]
+    close = u.abs() < limit
+    large = torch.mul(u, LOG2_E, out=out).exp2_().sub_(1.0).sub_(u).clone()
+    near = _polynomial(u, out, *_coefficients(limit, degree))
+    return torch.where(close, near, large, out=out)
 
 
-def _series(u: Tensor, out: Tensor) -> Tensor:
-    """Write u² (1/2! + u/3! + … + u⁶/8!) into ``out``."""
-    torch.mul(u, _SERIES[0], out=out).add_(_SERIES[1])
-    for coefficient in _SERIES[2:]:
+@functools.cache
+def _coefficients(limit: float, degree: int) -> tuple[float, ...]:
+    """Return the polynomial through (e^u − 1 − u) / u² at Chebyshev's points, highest first."""
+
+    def ratio(u: np.ndarray) -> np.ndarray:
+        whole = _excess64(torch.from_numpy(u)).numpy()
+        return np.where(u == 0, 0.5, whole / np.where(u == 0, 1.0, u) ** 2)
+
+    chebyshev = np.polynomial.Chebyshev.interpolate(ratio, degree, (-limit, limit))
+    found = chebyshev.convert(kind=np.polynomial.Polynomial, domain=(-1, 1), window=(-1, 1))
+    return tuple(float(one) for one in found.coef[::-1])
+
+
+def _polynomial(u: Tensor, out: Tensor, first: float, second: float, *rest: float) -> Tensor:
+    """Write u² (first uⁿ + second uⁿ⁻¹ + …) into ``out``."""
+    torch.mul(u, first, out=out).add_(second)
+    for coefficient in rest:
         torch.addcmul(u.new_tensor(coefficient), out, u, out=out)
     return out.mul_(u).mul_(u)
 

@@ -1,0 +1,169 @@
+"""`tunemath memory`: what it prints, what fits, what it refuses, and what it imports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tunemath.cli import main
+
+LLAMA = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4096,
+    "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False,
+}  # fmt: skip
+GIB = 2**30
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(LLAMA), "utf-8")
+    return path
+
+
+@pytest.fixture
+def call(capsys):
+    def call(*arguments):
+        with pytest.raises(SystemExit) as end:
+            main(["memory", *(str(argument) for argument in arguments)])
+        out, err = capsys.readouterr()
+        return int(end.value.code or 0), out, err
+
+    return call
+
+
+def product(call, *arguments):
+    code, out, _ = call(*arguments, "--json")
+    return code, json.loads(out)
+
+
+def terms(found):
+    return {term["name"]: term for term in found["terms"]}
+
+
+def test_terms_of_an_8b_model_by_hand(call, config):
+    code, found = product(call, config, "--set", "rank=16", "--device", "cuda", "--batch", 1)
+    assert code == 0
+    base, lora = 8_030_261_248, 41_943_040  # published counts, and r (d_in + d_out) summed
+    sizes = {name: term["bytes"] for name, term in terms(found).items()}
+    assert sizes["base weights"] == 2 * base
+    assert sizes["added weights"] == sizes["gradients"] == 4 * lora
+    assert sizes["optimizer state"] == 8 * lora + 4 * 2 * 7 * 32
+    assert found["peak_bytes"] == sum(term["at_peak"] for term in found["terms"])
+    assert found["trainable"] == lora
+    assert found["activations"] == "closed form"
+
+
+def test_four_bits_take_what_their_blocks_take(call, config):
+    _, found = product(call, config, "--quantise", "nf4-double", "--device", "cuda")
+    linears = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+    others = 8_030_261_248 - linears
+    low = 2 * others + linears / 2 + linears / 64 + linears / 4096
+    assert low < terms(found)["base weights"]["bytes"] < low + 7 * 32 * 1200
+
+
+def test_what_does_not_fit_says_what_would(call, config):
+    common = (config, "--set", "rank=16", "--length", 2048, "--batch", 16, "--device", "cuda")
+    code, found = product(call, *common, "--fit", "24GiB")
+    assert code == 1
+    assert found["fits"] is False
+    assert found["largest"]["micro_batch"] == 0
+    changes = {change["set"]: change for change in found["changes"]}
+    assert changes["--checkpointing"]["peak_bytes"] < found["peak_bytes"]
+    assert "% more operations" in changes["--checkpointing"]["cost"]
+    taken = [part for change in found["cheapest"] for part in change["set"].split()]
+    code, again = product(call, *common, *taken, "--fit", "24GiB")
+    assert code == 0
+    assert again["fits"] is True
+    assert again["peak_bytes"] <= 24 * GIB
+
+
+def test_the_largest_settings_fit_and_the_next_do_not(call, config):
+    common = [config, "--device", "cuda", "--fit", "48GiB", "--checkpointing", "--length", 1024]
+    _, found = product(call, *common, "--batch", 1)
+    most = found["largest"]
+    for option, key, step in (("--batch", "micro_batch", 1), ("--length", "tokens", 8)):
+        other = [] if option == "--batch" else ["--batch", 1]
+        for more, code in ((0, 0), (step, 1)):
+            assert product(call, *common, *other, option, most[key] + more)[0] == code
+    assert product(call, *common, "--batch", 1, "--set", f"rank={most['rank']}")[0] == 0
+
+
+def test_the_table_names_terms_and_changes(call, config, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    code, out, _ = call(config, "--method", "full", "--device", "cuda", "--fit", "80GiB")
+    assert code == 1
+    for words in ("optimizer state", "exact", "does not fit in 80.00 GiB", "The cheapest way",
+                  "--checkpointing", "LoRA of rank 8", "highest in the"):  # fmt: skip
+        assert words in out
+    code, out, _ = call(config, "--device", "cuda", "--batch", 1)
+    assert code == 0
+    assert "fit" not in out
+
+
+def test_dpo_pays_for_two_rows_and_a_reference(call, config):
+    sft = product(call, config, "--device", "cuda", "--batch", 2)[1]
+    dpo = product(call, config, "--device", "cuda", "--batch", 1, "--objective", "dpo")[1]
+    assert sft["rows"] == dpo["rows"] == 2
+    assert dpo["step_flops"] > 1.3 * sft["step_flops"]
+    copied = product(call, config, "--device", "cuda", "--objective", "dpo", "--reference", "copy")[
+        1
+    ]
+    assert terms(copied)["reference"]["bytes"] == 2 * 8_030_261_248
+    full = product(call, config, "--method", "full", "--objective", "dpo")[1]
+    assert terms(full)["reference"]["bytes"] == 4 * 8_030_261_248
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--optimizer", "adamww"], "--optimizer adamww: expected one of adamw, adamw_8bit"),
+        (["--quantise", "int3"], "--quantise int3: expected one of nf4"),
+        (["--reference", "copy"], "has no meaning for --objective sft"),
+        (["--batch", "6", "--micro-batch", "4"], "--micro-batch 4 does not divide --batch 6"),
+        (["--supervised", "9", "--length", "8"], "--supervised 9 is more than --length 8"),
+        (["--fit", "24 gigs"], "'24 gigs' is no size; expected one such as 24GiB"),
+        (["--method", "lorra"], "did you mean lora?"),
+        (["--set", "targets=[q_porj]"], "'q_porj' matches no layer"),
+    ],
+)
+def test_bad_input_is_said_in_a_line(call, config, arguments, words):
+    code, out, err = call(config, *arguments)
+    assert (code, out) == (2, "")
+    assert words in " ".join(err.split())
+    assert "Traceback" not in err
+
+
+def test_a_closed_form_needs_no_torch(config):
+    code = (
+        "import sys\n"
+        "from tunemath.cli import main\n"
+        "try:\n"
+        f"    main(['memory', {str(config)!r}, '--fit', '80GiB', '--json'])\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        "assert not {'torch', 'transformers', 'peft'} & set(sys.modules), 'torch was imported'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_family_without_a_closed_form_is_traced_once(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNEMATH_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "config.json"
+    path.write_text(
+        json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_layer": 2,
+                    "n_embd": 64, "n_head": 4, "vocab_size": 96, "n_positions": 128}),
+        "utf-8",
+    )  # fmt: skip
+    arguments = (path, "--method", "full", "--length", 64, "--fit", "1GiB")
+    code, found = product(call, *arguments)
+    assert code == 0
+    assert found["activations"] == "traced"
+    assert found["largest"]["micro_batch"] > 8
+    assert "rank" not in found["largest"]
+    assert product(call, *arguments)[1] == found
