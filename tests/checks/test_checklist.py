@@ -106,6 +106,10 @@ LOST = {"difference": -0.3, "low": -0.4, "high": -0.2, "p": 1e-4, "wins": 0, "lo
 UNSURE = {"difference": -0.05, "low": -0.15, "high": 0.05, "p": 0.4, "wins": 1, "losses": 2}
 FAIL, UNDECIDED = Status.FAIL, Status.INSUFFICIENT_EVIDENCE
 FAULTS: list[tuple[str, str, Callable[[dict[str, Any]], None], Status]] = [
+    ("targets-matched", "sft", put("plan/parameters/coverage/unmatched", ["q_prj"]), FAIL),
+    ("targets-matched", "sft", put("plan/parameters/coverage", None), Status.NOT_RUN),
+    ("targets-reach", "sft", put("plan/parameters/coverage/findings", ["2 of 8 layers"]), FAIL),
+    ("targets-reach", "sft", put("plan/parameters/coverage", None), Status.NOT_RUN),
     ("answer-mask", "sft", put("mask/violations/prompt_or_padding_supervised", 1), FAIL),
     ("answer-mask", "sft", put("mask/violations/answer_text_differs", 2), FAIL),
     ("answer-mask", "sft", put("mask/violations/terminator_not_supervised", 24), FAIL),

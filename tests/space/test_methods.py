@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import copy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import peft
 import pytest
+import torch
+import transformers as t
 
 sys.path.insert(0, str(Path(__file__).parent / "tuners"))
 from peft_models import base, blueprint
 
 from tunemath.errors import ContractError, ModelError
+from tunemath.runner.blueprints import blueprint_of
 from tunemath.runner.models import attach_adapter
 from tunemath.space import (
     AdapterSpace,
     Blueprint,
     LoraSpace,
-    Module,
     PrefixSpace,
     PromptSpace,
     UnfreezeSpace,
@@ -27,6 +31,7 @@ from tunemath.space import (
     read_space,
 )
 from tunemath.space.blueprint import Builder
+from tunemath.space.methods import task_of
 from tunemath.space.record import METHODS, LastLayersSpace
 
 DECODERS = ("llama", "qwen2", "qwen3_moe", "gemma", "mixtral", "phi3", "gpt2")
@@ -94,6 +99,185 @@ def test_a_probe_of_a_tied_head_says_that_the_embedding_is_trained_too():
 def test_a_probe_of_a_classifier_is_the_classifier():
     change = change_of(blueprint("bert"), UnfreezeSpace(method="linear_probe"))
     assert change.unfrozen == {"classifier.weight", "classifier.bias"}
+
+
+# --- the task
+
+
+def sequence_classifier(family: str) -> torch.nn.Module:
+    if family == "bert":
+        return copy.deepcopy(base("bert"))
+    config = t.LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, pad_token_id=0, num_labels=3,
+    )  # fmt: skip
+    return t.LlamaForSequenceClassification(config)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_the_new_head_of_a_classifier_is_trained_and_not_adapted(family):
+    model = sequence_classifier(family)
+    data, head = blueprint_of(model), {"bert": "classifier", "llama": "score"}[family]
+    assert task_of(data) == "SEQ_CLS"
+    ledger = ledger_of(data, LoraSpace(rank=3), task_type="SEQ_CLS")
+    config = peft.LoraConfig(r=3, target_modules="all-linear", task_type="SEQ_CLS")
+    live = peft.get_peft_model(model, config)
+    assert (ledger.trainable, ledger.total) == live.get_nb_trainable_parameters()
+    (row,) = (row for row in ledger.by_module() if row["name"] == head)
+    assert row["trainable"] == data.by_name[head].parameters
+
+
+@pytest.mark.parametrize(
+    ("auto", "task"),
+    [
+        (t.AutoModelForTokenClassification, "TOKEN_CLS"),
+        (t.AutoModelForQuestionAnswering, "QUESTION_ANS"),
+    ],
+)
+def test_a_new_head_that_peft_would_adapt_too_is_refused_with_the_other_names(auto, task):
+    model = auto.from_config(base("bert").config)
+    with pytest.raises(TypeError, match="modules_to_save cannot be applied"):
+        peft.get_peft_model(
+            copy.deepcopy(model), peft.LoraConfig(target_modules="all-linear", task_type=task)
+        )
+    data = blueprint_of(model)
+    with pytest.raises(ModelError, match=r"name the layers: query, key, value, dense$"):
+        ledger_of(data, LoraSpace(), task_type=task)
+    targets = ["query", "key", "value", "dense"]
+    ledger = ledger_of(data, LoraSpace(rank=3, targets=targets), task_type=task)
+    config = peft.LoraConfig(r=3, target_modules=targets, task_type=task)
+    live = peft.get_peft_model(model, config).get_nb_trainable_parameters()
+    assert (ledger.trainable, ledger.total) == live
+
+
+def test_a_prompt_of_a_sequence_to_sequence_model_has_rows_for_both_of_its_parts():
+    space, data = PromptSpace(method="prompt", length=4), blueprint("t5")
+    config = peft.PromptTuningConfig(num_virtual_tokens=4, task_type=task_of(data))
+    trainable, _ = peft.get_peft_model(
+        copy.deepcopy(base("t5")), config
+    ).get_nb_trainable_parameters()
+    assert ledger_of(data, space, task_type=task_of(data)).trainable == trainable == 2 * 4 * 32
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task"),
+    [
+        ("LlamaForCausalLM", "CAUSAL_LM"),
+        ("GPT2LMHeadModel", "CAUSAL_LM"),
+        ("BertForSequenceClassification", "SEQ_CLS"),
+        ("ViTForImageClassification", "SEQ_CLS"),
+        ("BertForTokenClassification", "TOKEN_CLS"),
+        ("BertForQuestionAnswering", "QUESTION_ANS"),
+        ("BertModel", "FEATURE_EXTRACTION"),
+        ("", "CAUSAL_LM"),
+    ],
+)
+def test_a_class_says_its_task(architecture, task):
+    assert task_of(Blueprint("", architecture, ())) == task
+
+
+def test_conditional_generation_is_a_task_of_two():
+    """T5 reads with an encoder; Gemma 3 writes with what it sees in one decoder."""
+    assert task_of(blueprint("t5")) == task_of(blueprint("whisper")) == "SEQ_2_SEQ_LM"
+    assert task_of(Blueprint("gemma3", "Gemma3ForConditionalGeneration", ())) == "CAUSAL_LM"
+
+
+# --- weights of the model itself
+
+
+def trained_names(model: torch.nn.Module, method: str) -> frozenset[str]:
+    return change_of(blueprint_of(model), UnfreezeSpace(method=method)).unfrozen
+
+
+def tiny(auto, config) -> torch.nn.Module:
+    with torch.device("meta"):
+        return auto.from_config(config)
+
+
+def test_the_biases_of_experts_are_biases_of_layers():
+    config = t.GptOssConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_local_experts=4,
+    )  # fmt: skip
+    model = tiny(t.AutoModelForCausalLM, config)
+    biases = {name for name, _ in model.named_parameters() if name.endswith("bias")}
+    assert any(name.endswith("experts.down_proj_bias") for name in biases)
+    assert trained_names(model, "bitfit") == biases
+
+
+def test_the_split_biases_of_deberta_are_biases_of_a_layer():
+    config = t.DebertaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4,
+    )  # fmt: skip
+    model = tiny(t.AutoModelForSequenceClassification, config)
+    biases = {name for name, _ in model.named_parameters() if name.endswith("bias")}
+    assert "deberta.encoder.layer.0.attention.self.q_bias" in biases
+    assert trained_names(model, "bitfit") == biases
+
+
+def test_the_bias_of_a_contrastive_loss_is_no_layers():
+    sizes = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+    }  # fmt: skip
+    model = tiny(
+        t.AutoModel,
+        t.SiglipConfig(
+            text_config={**sizes, "vocab_size": 64, "max_position_embeddings": 16},
+            vision_config={**sizes, "image_size": 16, "patch_size": 8},
+        ),
+    )
+    biases = {name for name, _ in model.named_parameters() if name.endswith("bias")}
+    change = change_of(blueprint_of(model), UnfreezeSpace(method="bitfit"))
+    assert change.unfrozen == biases - {"logit_bias"} != biases
+    assert "vision_model.head.attention.in_proj_bias" in change.unfrozen
+    assert change.notes == ("no layer's biases, so frozen: logit_bias",)
+
+
+def test_the_time_steps_of_a_linear_attention_are_no_biases():
+    config = t.Qwen3NextConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, linear_num_value_heads=4,
+        linear_num_key_heads=2, linear_key_head_dim=8, linear_value_head_dim=8, num_experts=4,
+        num_experts_per_tok=2, moe_intermediate_size=24, shared_expert_intermediate_size=24,
+    )  # fmt: skip
+    with pytest.raises(
+        ModelError, match=r"no such weights \(.*linear_attn.dt_bias\); use lora, or"
+    ):
+        trained_names(tiny(t.AutoModelForCausalLM, config), "bitfit")
+
+
+def test_a_frozen_model_is_said_to_be_frozen():
+    model = copy.deepcopy(base("llama")).requires_grad_(False)
+    for method in ("full", "layernorm"):
+        with pytest.raises(ModelError) as caught:
+            trained_names(model, method)
+        assert "this llama itself holds" in str(caught.value)
+        assert str(caught.value).endswith("frozen; use lora")
+    data = replace(blueprint_of(model), quantisation="bitsandbytes-4bit")
+    with pytest.raises(ModelError, match=r"frozen, quantised as bitsandbytes-4bit; use lora$"):
+        ledger_of(data, UnfreezeSpace(method="full"))
+
+
+def test_weights_that_a_model_holds_frozen_are_named():
+    fixed = "model.encoder.embed_positions.weight"
+    change = change_of(blueprint("whisper"), UnfreezeSpace(method="full"))
+    assert fixed not in change.unfrozen
+    assert change.notes == (f"the model itself holds 1 parameter ({fixed}) frozen; that stays so",)
+
+
+# --- targets
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
+def test_the_former_layers_of_fused_experts_may_be_targets(family):
+    former = {"qwen3_moe": ["gate_proj", "up_proj", "down_proj"], "mixtral": ["w1", "w2", "w3"]}
+    space = LoraSpace(rank=3, targets=["q_proj", *former[family]])
+    ledger = ledger_of(blueprint(family), space)
+    assert (ledger.trainable, ledger.total) == live_counts(family, space)
+    with pytest.raises(ModelError, match="'gate_prj' matches no layer"):
+        ledger_of(blueprint(family), LoraSpace(targets=["q_proj", "gate_prj"]))
 
 
 # --- figures from outside
@@ -183,12 +367,6 @@ def test_a_target_that_matches_nothing_names_those_near_it():
 def test_what_does_not_fit_the_model_is_refused(family, space, words):
     with pytest.raises(ModelError, match=words):
         ledger_of(blueprint(family), space)
-
-
-def test_a_model_without_numbered_layers_is_refused():
-    model = Blueprint("odd", "Odd", (Module("w", "linear", (("weight", (2, 2)),)),))
-    with pytest.raises(ModelError, match="this odd has no numbered layers"):
-        ledger_of(model, LastLayersSpace(method="last_layers"))
 
 
 @pytest.mark.parametrize(

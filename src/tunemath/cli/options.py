@@ -1,6 +1,6 @@
 """Options that several commands share, and how results are printed.
 
-What a command needs is imported when it runs: `tunemath count` starts without pydantic or NumPy.
+What a command needs is imported when it runs.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ needs torch.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from tunemath.budget import (
 )
 from tunemath.errors import ModelError
 from tunemath.space import Blueprint, Change, Ledger, Module
+from tunemath.space.layers import place_of
 
 __all__ = ["Precision", "decoder_of", "held_of", "saved_bytes", "training_of"]
 
@@ -33,7 +33,6 @@ __all__ = ["Precision", "decoder_of", "held_of", "saved_bytes", "training_of"]
 _LLAMA_LIKE = ("llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3")
 _FLOAT32 = 4
 _HALF = 2
-_NUMBERED = re.compile(r"(.*?\.\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,7 @@ def _depth(ledger: Ledger) -> float:
     if change.shared or f"{blueprint.embedding}.weight" in change.unfrozen:
         return 1.0
     layers = _layers(blueprint)
-    if len({name.rpartition(".")[0] for name in layers}) != 1:
+    if len({stack for stack, _ in layers}) != 1:
         return 1.0  # encoders, towers: the lowest may lie anywhere
     owners = {module.name for module in change.targets} | {
         name.rpartition(".")[0] for name in change.unfrozen
@@ -177,13 +176,13 @@ def _depth(ledger: Ledger) -> float:
     return 0.0
 
 
-def _layers(blueprint: Blueprint) -> dict[str, list[Module]]:
-    """Return the modules of each numbered layer, such as model.layers.0, in order."""
-    found: dict[str, list[Module]] = {}
+def _layers(blueprint: Blueprint) -> dict[tuple[str, int], list[Module]]:
+    """Return the modules of each numbered layer by its stack and number, in order."""
+    found: dict[tuple[str, int], list[Module]] = {}
     for module in blueprint.modules:
-        number = _NUMBERED.match(module.name)
-        if number is not None:
-            found.setdefault(number[1], []).append(module)
+        place = place_of(module.name)
+        if place is not None:
+            found.setdefault(place, []).append(module)
     return found
 
 

@@ -23,6 +23,7 @@ from tunemath.budget import (
 from tunemath.errors import ModelError
 from tunemath.pipeline.costs import Precision, held_of, training_of
 from tunemath.space import UNFREEZING, Blueprint, Ledger, UpdateSpace, ledger_of, read_space
+from tunemath.space.methods import task_of
 
 __all__ = ["Scenario", "memory_product"]
 
@@ -74,7 +75,7 @@ class Scenario:
     @cached_property
     def ledger(self) -> Ledger:
         """What is trained."""
-        return ledger_of(self.blueprint, self.space)
+        return ledger_of(self.blueprint, self.space, task_type=task_of(self.blueprint))
 
     @cached_property
     def memory(self) -> Memory:

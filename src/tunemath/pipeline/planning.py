@@ -28,6 +28,7 @@ from tunemath.space import (
     PrefixSpace,
     PromptSpace,
     coverage_of,
+    peft_settings,
 )  # fmt: skip
 
 __all__ = ["plan", "schedule_of"]
@@ -84,9 +85,14 @@ def plan(run: Run) -> list[str]:
 def _coverage(run: Run) -> dict[str, list[str]]:
     """Return what the method does not reach though its targets suggest so."""
     space = run.contract.space
-    asked, chosen = getattr(space, "targets", None), space.method == "last_layers"
     change = run.ledger.change
-    found = coverage_of(run.blueprint, change, asked=asked, chosen_layers=chosen)
+    found = coverage_of(
+        run.blueprint,
+        change,
+        asked=getattr(space, "targets", None),
+        chosen_layers=space.method == "last_layers",
+        peft_type=(peft_settings(space)[0] if isinstance(space, PrefixSpace | PromptSpace) else ""),
+    )
     return {"findings": list(found.findings), "unmatched": list(change.unmatched)}
 
 

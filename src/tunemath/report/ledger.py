@@ -28,6 +28,7 @@ def ledger_product(ledger: Ledger, coverage: Coverage, **also: Any) -> dict[str,
         "percent": ledger.percent,
         "unmatched_targets": list(ledger.unmatched),
         "findings": list(coverage.findings),
+        "beside": list(coverage.beside),
         "notes": list(ledger.change.notes),
         "blocks": [vars(row) for row in coverage.blocks],
         "stacks": [{**vars(row), "reached": list(row.reached)} for row in coverage.stacks],
@@ -47,12 +48,14 @@ def ledger_view(product: dict[str, Any]) -> RenderableType:
         (row["block"], f"{row['reached']:,} of {row['modules']:,}", _share(row))
         for row in product["blocks"]
     ]
-    parts += [Text(), table(("Block", "Modules reached", "Of their weights"), blocks, texts=1)]
+    if any(row["reached"] for row in product["blocks"]):
+        parts += [Text(), table(("Block", "Modules reached", "Of their weights"), blocks, texts=1)]
     stacks = [
         (row["stack"], f"{len(row['reached'])} of {row['layers']}") for row in product["stacks"]
     ]
-    if stacks:
+    if any(row["reached"] for row in product["stacks"]):
         parts += [Text(), table(("Stack", "Layers reached"), stacks, texts=1)]
+    parts += [Text(f"\nReaches {place}") for place in product["beside"]]
     parts += [Text(f"\n! {finding}", style="yellow") for finding in product["findings"]]
     parts += [Text(f"\nNote: {note}") for note in product["notes"]]
     return Group(*parts)

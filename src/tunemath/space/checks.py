@@ -11,6 +11,47 @@ __all__ = ["CHECKS"]
 _STILL = 1e-6
 
 
+def _targets_matched(evidence: Evidence) -> Outcome:
+    """Hold the targets asked for against those that met something in the model."""
+    coverage = evidence["plan"]["parameters"].get("coverage")
+    if coverage is None:
+        return _not_planned()
+    lost = coverage["unmatched"]
+    return Outcome(
+        Status.FAIL if lost else Status.PASS,
+        f"{len(lost)} targets match nothing in the model",
+        "0",
+        where=", ".join(lost[:3]) + (" …" if len(lost) > 3 else ""),
+        action="correct these names in space.targets, or leave them out" if lost else "",
+    )
+
+
+def _targets_reach(evidence: Evidence) -> Outcome:
+    """Hold what the method reaches, by layer and block, against what its targets suggest."""
+    coverage = evidence["plan"]["parameters"].get("coverage")
+    if coverage is None:
+        return _not_planned()
+    findings = coverage["findings"]
+    return Outcome(
+        Status.FAIL if findings else Status.PASS,
+        "; ".join(findings) or "no layer and no block that the targets suggest is passed over",
+        "90 % of the layers, half of the feed-forward weights where they are targets",
+        where="plan.json parameters.coverage" if findings else "",
+        action="name the blocks that are passed over, or accept that they stay as they are"
+        if findings
+        else "",
+    )
+
+
+def _not_planned() -> Outcome:
+    return Outcome(
+        Status.NOT_RUN,
+        "nothing: plan.json has no parameters.coverage",
+        "evidence present",
+        action="run `tunemath plan` again",
+    )
+
+
 def _trainable_count(evidence: Evidence) -> Outcome:
     """Hold the closed form's count against the live tensors and, of its methods, PEFT's figure."""
     count = evidence["training"]["trainable"]
@@ -84,6 +125,25 @@ def _deployable(evidence: Evidence) -> Outcome:
 
 
 CHECKS: tuple[Check, ...] = (
+    Check(
+        "targets-matched",
+        "space",
+        "static",
+        "Every target that the contract names is in the model.",
+        ("plan",),
+        _targets_matched,
+        covers=("target-modules-partial-match", "target-modules-none-match"),
+    ),
+    Check(
+        "targets-reach",
+        "space",
+        "static",
+        "The method reaches the layers and blocks that its targets suggest.",
+        ("plan",),
+        _targets_reach,
+        covers=("target-modules-partial-match", "moe-experts-not-adapted"),
+        required=False,
+    ),
     Check(
         "trainable-count",
         "space",

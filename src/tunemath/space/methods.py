@@ -7,9 +7,20 @@ from typing import Any, NamedTuple
 
 from tunemath.errors import ModelError
 from tunemath.space.blueprint import Blueprint, Module
+from tunemath.space.layers import after_layers, heads_of, layers_of
 from tunemath.space.ledger import Ledger
-from tunemath.space.peft import AdapterConfig, Change, Group, Part, Shared, grouped, peft_change
-from tunemath.space.peft.match import near_names, unmatched_targets
+from tunemath.space.peft import (
+    AdapterConfig,
+    Change,
+    Group,
+    Part,
+    Shared,
+    grouped,
+    held,
+    peft_change,
+    unmatched_targets,
+)
+from tunemath.space.peft.match import near_names
 from tunemath.space.record import (
     AdapterSpace,
     LastLayersSpace,
@@ -20,26 +31,46 @@ from tunemath.space.record import (
     UpdateSpace,
 )
 
-__all__ = ["Block", "blocks_of", "change_of", "ledger_of", "peft_settings"]
+__all__ = ["Block", "blocks_of", "change_of", "layers_of", "ledger_of", "peft_settings", "task_of"]
 
 _WEIGHTS = ("linear", "conv1d", "experts")
 _ATTENTION = ("attn", "attention")
 _FEED_FORWARD = ("mlp", "ffn", "feed_forward", "feedforward", "moe")
-_CLASSIFIERS = ("score", "classifier", "qa_outputs")
+# The biases that DeBERTa's one projection to queries, keys and values has beside it.
+_BESIDE = ("q_bias", "v_bias")
+# The tasks whose new head PEFT adds too late to keep it from being a target.
+_LATE_HEADS = ("TOKEN_CLS", "QUESTION_ANS")
+# PEFT's task of a class, by the ending of its name; the first that fits counts.
+_TASKS = {
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForImageClassification": "SEQ_CLS",
+    "ForImageClassificationWithTeacher": "SEQ_CLS",
+    "ForAudioClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+    "LMHeadModel": "CAUSAL_LM",
+    "DoubleHeadsModel": "CAUSAL_LM",
+    "Model": "FEATURE_EXTRACTION",
+}
 
 
-def ledger_of(blueprint: Blueprint, space: UpdateSpace) -> Ledger:
+def ledger_of(blueprint: Blueprint, space: UpdateSpace, *, task_type: str = "CAUSAL_LM") -> Ledger:
     """Return the exact count of what the contract's method trains of a model.
 
-    Raises `ModelError` where the method doesn't fit the model, or a target matches nothing.
+    ``task_type`` is PEFT's, as in `change_of`. Raises `ModelError` where the method doesn't fit the
+    model, or a target matches nothing.
     """
-    return Ledger(blueprint, change_of(blueprint, space))
+    return Ledger(blueprint, change_of(blueprint, space, task_type=task_type))
 
 
-def change_of(blueprint: Blueprint, space: UpdateSpace) -> Change:
-    """Return all that the contract's method does to a model."""
+def change_of(blueprint: Blueprint, space: UpdateSpace, *, task_type: str = "CAUSAL_LM") -> Change:
+    """Return all that the contract's method does to a model.
+
+    ``task_type`` is PEFT's, such as SEQ_CLS: the methods that PEFT has train the new head of such a
+    model too. A run's is CAUSAL_LM; `task_of` gives that of a model's class.
+    """
     if isinstance(space, LoraSpace | PrefixSpace | PromptSpace):
-        kind, values = peft_settings(space)
+        kind, values = peft_settings(space, task_type)
         config = AdapterConfig(kind, **values)
         if isinstance(space, LoraSpace):
             _need_targets(blueprint, config)
@@ -51,13 +82,15 @@ def change_of(blueprint: Blueprint, space: UpdateSpace) -> Change:
     return _unfrozen(blueprint, space)
 
 
-def peft_settings(space: LoraSpace | PrefixSpace | PromptSpace) -> tuple[str, dict[str, Any]]:
+def peft_settings(
+    space: LoraSpace | PrefixSpace | PromptSpace, task_type: str = "CAUSAL_LM"
+) -> tuple[str, dict[str, Any]]:
     """Return PEFT's type and configuration of a method that PEFT has.
 
     >>> peft_settings(PromptSpace(method="prompt", length=4))[1]["num_virtual_tokens"]
     4
     """
-    values: dict[str, Any] = {"task_type": "CAUSAL_LM"}
+    values: dict[str, Any] = {"task_type": task_type}
     if isinstance(space, LoraSpace):
         return "LORA", {
             **values,
@@ -76,9 +109,29 @@ def peft_settings(space: LoraSpace | PrefixSpace | PromptSpace) -> tuple[str, di
     return "PROMPT_TUNING", {**values, "prompt_tuning_init": "SAMPLE_VOCAB" if words else "RANDOM"}
 
 
+def task_of(blueprint: Blueprint) -> str:
+    """Return PEFT's task of a model by its class; a language model's where that says nothing.
+
+    >>> task_of(Blueprint("bert", "BertForTokenClassification", ()))
+    'TOKEN_CLS'
+    """
+    name = blueprint.architecture
+    if name.endswith("ForConditionalGeneration"):
+        return "SEQ_2_SEQ_LM" if blueprint.config.get("is_encoder_decoder") else "CAUSAL_LM"
+    return next((task for end, task in _TASKS.items() if name.endswith(end)), "CAUSAL_LM")
+
+
 def _need_targets(blueprint: Blueprint, config: AdapterConfig) -> None:
-    """Refuse an empty list of targets, and a name that matches nothing."""
-    has = ", ".join(dict.fromkeys(linear.short_name for linear in blueprint.linears))
+    """Refuse an empty list of targets, a name that matches nothing, and a head adapted and new."""
+    names = dict.fromkeys(linear.short_name for linear in blueprint.linears)
+    has = ", ".join(names)
+    if config["target_modules"] == "all-linear" and config["task_type"] in _LATE_HEADS:
+        others = names.keys() - {head.short_name for head in heads_of(blueprint)}
+        raise ModelError(
+            f"space.targets is all-linear, which for task {config['task_type']} means the new head "
+            "too, and PEFT can't adapt what it trains whole; name the layers: "
+            f"{', '.join(name for name in names if name in others)}"
+        )
     if not config["target_modules"]:
         raise ModelError(f"space.targets is empty; expected all-linear, or {has}")
     for name in unmatched_targets(blueprint, config):
@@ -102,11 +155,11 @@ class Block(NamedTuple):
 
 
 def blocks_of(blueprint: Blueprint) -> tuple[Block, ...]:
-    """Return the blocks of a model's last stack of layers, by the names of their modules.
+    """Return the blocks of the layers that give a model's output, by the names of their modules.
 
     Raises `ModelError` where a block is built in another way.
     """
-    _, layers = _last_stack(blueprint)
+    _, layers = layers_of(blueprint)
     return tuple(_block(blueprint, name) for name in layers)
 
 
@@ -129,22 +182,6 @@ def _block(blueprint: Blueprint, name: str) -> Block:
 
 def _named(child: str, words: Sequence[str]) -> bool:
     return any(word in child.lower() for word in words)
-
-
-def _last_stack(blueprint: Blueprint) -> tuple[str, tuple[str, ...]]:
-    """Return the last stack of numbered layers, such as model.layers, and its layers' names."""
-    stacks: dict[str, dict[str, None]] = {}
-    for module in blueprint.modules:
-        parts = module.name.split(".")
-        at = next((place for place, part in enumerate(parts) if part.isdigit()), None)
-        if at is not None:
-            stacks.setdefault(".".join(parts[:at]), {})[".".join(parts[: at + 1])] = None
-    if not stacks:
-        raise ModelError(
-            f"this {blueprint.model_type or 'model'} has no numbered layers, such as model.layers.0"
-        )
-    last = list(stacks)[-1]
-    return last, tuple(stacks[last])
 
 
 def _adapters(blueprint: Blueprint, space: AdapterSpace) -> Change:
@@ -180,20 +217,12 @@ def _adapters(blueprint: Blueprint, space: AdapterSpace) -> Change:
     parts = (*weights, *(biases if space.bias else ()))
     anchors = grouped(_anchor(blueprint, host) for host in hosts)
     groups = tuple(Group(modules, parts, trainable) for modules in anchors.values())
-    return _held(Change(groups, shared))
+    return held(Change(groups, shared))
 
 
 def _anchor(blueprint: Blueprint, host: str) -> Module:
     """Return the module under which an adapter's parameters are listed: the host's last layer."""
     return [module for module in blueprint.under(host) if module.kind in _WEIGHTS][-1]
-
-
-def _held(change: Change) -> Change:
-    """Hold the closed forms against the sum of their parts."""
-    for each in (*change.groups, *change.shared):
-        if each.trainable != sum(part.parameters for part in each.parts):
-            raise AssertionError(f"the closed form gives {each.trainable} parameters, not its sum")
-    return change
 
 
 # --- weights of the model itself
@@ -204,12 +233,39 @@ def _unfrozen(blueprint: Blueprint, space: UnfreezeSpace) -> Change:
     if space.method == "full":
         return _unfreezing(blueprint, (name for name, _ in blueprint.tensors()), space.method)
     if space.method == "bitfit":
-        names = (n for n, _ in blueprint.tensors() if n.endswith((".bias", "_bias")) or n == "bias")
-        return _unfreezing(blueprint, names, space.method)
+        return _bitfit(blueprint)
     if space.method == "layernorm":
         norms = [module for module in blueprint.modules if module.kind == "norm"]
         return _unfreezing(blueprint, _names(norms), space.method)
-    return _unfreezing(blueprint, _names(_heads(blueprint)), space.method)
+    return _unfreezing(blueprint, _names(heads_of(blueprint)), space.method)
+
+
+def _bitfit(blueprint: Blueprint) -> Change:
+    """Return the biases of layers, and say which parameters are called so and are none."""
+    biases: list[str] = []
+    others: dict[str, None] = {}
+    for module in blueprint.modules:
+        keys = {key for key, _ in module.tensors}
+        for key in keys:
+            full = f"{module.name}.{key}" if module.name else key
+            if _is_bias(key, keys):
+                biases.append(full)
+            elif key.endswith("_bias") and full not in blueprint.unlearnable:
+                others[".".join(full.split(".")[-2:])] = None
+    note = f"no layer's biases, so frozen: {', '.join(sorted(others))}" if others else ""
+    return _unfreezing(blueprint, biases, "bitfit", note)
+
+
+def _is_bias(key: str, keys: Iterable[str]) -> bool:
+    """Whether a parameter is what a layer adds to its output: its weight lies beside it.
+
+    >>> _is_bias("in_proj_bias", {"in_proj_weight"}), _is_bias("down_proj_bias", {"down_proj"})
+    (True, True)
+    >>> _is_bias("dt_bias", {"A_log", "dt_bias"})
+    False
+    """
+    name = key.removesuffix("_bias")
+    return key in ("bias", *_BESIDE) or (name != key and bool({name, f"{name}_weight"} & {*keys}))
 
 
 def _last_layers(blueprint: Blueprint, space: LastLayersSpace) -> Change:
@@ -217,26 +273,14 @@ def _last_layers(blueprint: Blueprint, space: LastLayersSpace) -> Change:
 
     The output layer of a language model is left out unless asked for.
     """
-    stack, layers = _last_stack(blueprint)
+    stack, layers = layers_of(blueprint)
     if space.layers > len(layers):
         raise ModelError(f"space.layers is {space.layers}, but {stack} has only {len(layers)}")
-    first = layers[-space.layers]
-    start = next(
-        at
-        for at, m in enumerate(blueprint.modules)
-        if m.name == first or m.name.startswith(f"{first}.")
-    )
-    chosen = [m for m in blueprint.modules[start:] if space.head or m.name != blueprint.head]
+    chosen = [module for name in layers[-space.layers :] for module in blueprint.under(name)]
+    chosen += after_layers(blueprint)
     if space.head:
-        chosen += [m for m in _heads(blueprint) if m not in chosen]
+        chosen += heads_of(blueprint)
     return _unfreezing(blueprint, _names(chosen), "last_layers")
-
-
-def _heads(blueprint: Blueprint) -> list[Module]:
-    """Return the output layer: a language model's, else a classifier."""
-    if blueprint.head:
-        return [blueprint.by_name[blueprint.head]]
-    return [module for name in _CLASSIFIERS for module in blueprint.under(name)]
 
 
 def _names(modules: Iterable[Module]) -> Iterator[str]:
@@ -245,16 +289,31 @@ def _names(modules: Iterable[Module]) -> Iterator[str]:
         yield from (start + name for name, _ in module.tensors)
 
 
-def _unfreezing(blueprint: Blueprint, names: Iterable[str], method: str) -> Change:
-    chosen = frozenset(names) - blueprint.unlearnable
+def _unfreezing(blueprint: Blueprint, names: Iterable[str], method: str, *notes: str) -> Change:
+    asked, kind = frozenset(names), blueprint.model_type or "model"
+    chosen = asked - blueprint.unlearnable
+    frozen = sorted(asked & blueprint.unlearnable)
+    said = [note for note in notes if note]
     if not chosen:
-        raise ModelError(
-            f"space.method {method} trains nothing: this {blueprint.model_type or 'model'} has no "
-            "such weights; use lora, or full"
-        )
-    note = (
-        "the output layer is tied to the input embedding, which is trained with it"
-        if method != "full" and blueprint.tied_head and f"{blueprint.head}.weight" in chosen
-        else ""
-    )
-    return Change(unfrozen=chosen, notes=(note,) if note else ())
+        why, instead = f"this {kind} has no such weights", "lora, or full"
+        if said:
+            why = f"{why} ({said[0]})"
+        if frozen:
+            form = f", quantised as {blueprint.quantisation}" if blueprint.quantisation else ""
+            why, instead = f"this {kind} itself holds {_named_some(frozen)} frozen{form}", "lora"
+        raise ModelError(f"space.method {method} trains nothing: {why}; use {instead}")
+    if frozen:
+        said.append(f"the model itself holds {_named_some(frozen)} frozen; that stays so")
+    if method != "full" and blueprint.tied_head and f"{blueprint.head}.weight" in chosen:
+        said.append("the output layer is tied to the input embedding, which is trained with it")
+    return Change(unfrozen=chosen, notes=tuple(said))
+
+
+def _named_some(names: Sequence[str]) -> str:
+    """Return how many parameters there are, and the first of them.
+
+    >>> _named_some(["a.weight", "b.weight"])
+    '2 parameters (a.weight, …)'
+    """
+    first = names[0] + (", …" if len(names) > 1 else "")
+    return f"{len(names)} parameter{'s' * (len(names) > 1)} ({first})"

@@ -18,9 +18,9 @@ from tunemath.runner.blueprints import blueprint_of
 from tunemath.space.blueprint import Module
 from tunemath.space.ledger import Ledger
 from tunemath.space.peft import AdapterConfig, Change, Group, Part, Shared, peft_change, peft_ledger
-from tunemath.space.peft.change import grouped
+from tunemath.space.peft.change import grouped, held
 from tunemath.space.peft.config import peft_facts
-from tunemath.space.peft.count import _TUNERS, _hold_closed_forms, tuner_of
+from tunemath.space.peft.count import _TUNERS, tuner_of
 
 QUERY = {"target_modules": ["q_proj"], "r": 2}
 LLAMA = 2 * 2 * (32 + 32)  # rank 2 on the queries of both layers
@@ -55,11 +55,11 @@ def test_the_facts_are_those_of_the_installed_peft():
 def test_a_closed_form_that_is_not_the_sum_of_its_parts_is_caught():
     module = blueprint("llama").modules[0]
     group = Group((module,), (Part("lora_A.weight", (2, 32)), Part("b", (9,), False)), 64)
-    _hold_closed_forms(Change((group,)))
+    held(Change((group,)))
     for wrong in (Change((dataclasses.replace(group, trainable=65),)),
                   Change(shared=(Shared("bank", group.parts, 73),))):  # fmt: skip
         with pytest.raises(AssertionError, match="closed form"):
-            _hold_closed_forms(wrong)
+            held(wrong)
 
 
 def test_modules_are_grouped_by_all_but_their_names():

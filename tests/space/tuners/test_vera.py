@@ -61,7 +61,9 @@ def test_vera_counts_are_the_papers_formula(layers, width, r):
 
 
 def test_vera_counts_are_the_papers_figure():
-    """Version 1 of arXiv 2310.11454: "just 1.4M parameters using the Llama2 7B model" (r = 256)."""
+    """The abstract of version 1 of arXiv 2310.11454: "just 1.4M parameters using the Llama2 7B
+    model". It names no rank; PEFT's, 256, on all linear layers gives it.
+    """
     assert round(trainable(llama2_7b(), 256) / 1e6, 1) == 1.4
 
 

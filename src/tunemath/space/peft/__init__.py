@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tunemath.space.peft.change import Change, Group, Part, Shared, grouped
+from tunemath.space.peft.change import Change, Group, Part, Shared, grouped, held
 from tunemath.space.peft.config import AdapterConfig
-from tunemath.space.peft.count import peft_change, peft_ledger
+from tunemath.space.peft.count import peft_change, peft_ledger, unmatched_targets
 
 __all__ = [
     "AdapterConfig",
@@ -13,6 +13,8 @@ __all__ = [
     "Part",
     "Shared",
     "grouped",
+    "held",
     "peft_change",
     "peft_ledger",
+    "unmatched_targets",
 ]

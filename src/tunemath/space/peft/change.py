@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from tunemath.space.blueprint import Module
 
-__all__ = ["Change", "Group", "Part", "Shared", "grouped"]
+__all__ = ["Change", "Group", "Part", "Shared", "grouped", "held"]
 
 
 class Part(NamedTuple):
@@ -68,6 +68,17 @@ class Change:
     def targets(self) -> tuple[Module, ...]:
         """Every module that is given something, in groups."""
         return tuple(module for group in self.groups for module in group.modules)
+
+
+def held(change: Change) -> Change:
+    """Return a change whose closed forms are the sums of their parts; else it is an error here."""
+    for each in (*change.groups, *change.shared):
+        parts = sum(part.parameters for part in each.parts if part.trainable)
+        if parts != each.trainable:
+            raise AssertionError(
+                f"the closed form gives {each.trainable} trainable parameters, its parts {parts}"
+            )
+    return change
 
 
 def grouped(

@@ -10,9 +10,9 @@ from typing import Any
 from tunemath.errors import ModelError
 from tunemath.space.blueprint import Blueprint
 from tunemath.space.ledger import Ledger
-from tunemath.space.peft.change import Change, Group
+from tunemath.space.peft import match
+from tunemath.space.peft.change import Change, Group, held
 from tunemath.space.peft.config import AdapterConfig, refuse_lost_layers
-from tunemath.space.peft.match import unmatched_targets
 from tunemath.space.peft.mixtures import fused_parameter, of_fused_experts
 from tunemath.space.peft.parameters import has_parameter
 from tunemath.space.peft.replication import change_of_replicated
@@ -24,7 +24,7 @@ from tunemath.space.peft.saved import (
 )
 from tunemath.space.peft.tying import token_rows, with_tied_saved
 
-__all__ = ["peft_change", "peft_ledger", "tuner_of"]
+__all__ = ["peft_change", "peft_ledger", "tuner_of", "unmatched_targets"]
 
 # Where each tuner type's closed form is; imported when it is asked for.
 _TUNERS = {
@@ -110,8 +110,7 @@ def peft_change(blueprint: Blueprint, config: AdapterConfig) -> Change:
         notes=(*change.notes, *_notes(blueprint, config)),
         unmatched=tuple(_unmatched(blueprint, config)),
     )
-    _hold_closed_forms(change)
-    return change
+    return held(change)
 
 
 def tuner_of(peft_type: str) -> Any:
@@ -120,15 +119,6 @@ def tuner_of(peft_type: str) -> Any:
         raise ModelError(f"{peft_type} is not counted yet; known: {', '.join(_TUNERS)}")
     module, _, name = _TUNERS[peft_type].partition(":")
     return getattr(import_module(f"tunemath.space.peft.tuners.{module}"), name)
-
-
-def _hold_closed_forms(change: Change) -> None:
-    for each in (*change.groups, *change.shared):
-        parts = sum(part.parameters for part in each.parts if part.trainable)
-        if parts != each.trainable:
-            raise AssertionError(
-                f"the closed form gives {each.trainable} trainable parameters, its parts {parts}"
-            )
 
 
 def _biases(blueprint: Blueprint, config: AdapterConfig, change: Change) -> frozenset[str]:
@@ -147,12 +137,17 @@ def _biases(blueprint: Blueprint, config: AdapterConfig, change: Change) -> froz
     return frozenset(f"{m.name}.bias" if m.name else "bias" for m in modules if m.bias)
 
 
-def _unmatched(blueprint: Blueprint, config: AdapterConfig) -> Iterator[str]:
-    """Yield the names asked for that match nothing: targets, parameters, modules to save."""
-    for name in unmatched_targets(blueprint, config):
+def unmatched_targets(blueprint: Blueprint, config: AdapterConfig) -> Iterator[str]:
+    """Yield the target names that match nothing, nor an expert's layer that a model holds fused."""
+    for name in match.unmatched_targets(blueprint, config):
         parameter = fused_parameter(blueprint, config, name)
         if parameter is None or not has_parameter(blueprint, parameter):
             yield name
+
+
+def _unmatched(blueprint: Blueprint, config: AdapterConfig) -> Iterator[str]:
+    """Yield the names asked for that match nothing: targets, parameters, modules to save."""
+    yield from unmatched_targets(blueprint, config)
     for name in config.get("target_parameters") or ():
         if not has_parameter(blueprint, name):
             yield name
