@@ -93,7 +93,8 @@ def attach_adapter(base: Any, space: UpdateSpace, seed: int) -> Any:
         _check_scale(wrapped, space)
         return wrapped
     if isinstance(space, PrefixSpace | PromptSpace):
-        return attach_virtual_tokens(base, space, seed)
+        with quiet_libraries():
+            return attach_virtual_tokens(base, space, seed)
     if isinstance(space, AdapterSpace):
         return BottleneckModel(base, space)
     return UnfrozenModel(base, space)
