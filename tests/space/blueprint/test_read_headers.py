@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import json
+
 import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
 from saved_models import MODELS, model, modules, save, ties, write_safetensors
 
 from tunemath.errors import ModelError
@@ -122,3 +127,27 @@ def test_experts_that_are_not_whole_are_refused(tmp_path, tensors):
         ModelError, match=rf"{tmp_path}: the experts of model.layers.0.* not alike or not all"
     ):
         read_blueprint(tmp_path)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_t5_with_a_head_of_its_own_has_it_where_both_are_stored(tmp_path, apart):
+    config = transformers.T5Config(
+        vocab_size=96, d_model=32, d_ff=64, d_kv=8, num_layers=2, num_heads=4,
+        feed_forward_proj="gated-gelu",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.T5ForConditionalGeneration(config)
+    tensors = {
+        name: tensor.clone()
+        for name, tensor in model.state_dict().items()
+        if "embed_tokens" not in name and name != "lm_head.weight"
+    }
+    if apart:
+        tensors["lm_head.weight"] = torch.randn(96, 32)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    values = {**config.to_dict(), "tie_word_embeddings": False}
+    values["architectures"] = ["T5ForConditionalGeneration"]
+    (tmp_path / "config.json").write_text(json.dumps(values), "utf-8")
+    live = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path)
+    assert read_blueprint(tmp_path).parameters == live.num_parameters()
+    assert (live.num_parameters() == model.num_parameters()) != apart

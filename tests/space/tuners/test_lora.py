@@ -281,7 +281,7 @@ def test_qalora_pools_the_inputs_of_gptq_layers(group_size):
         ({"kasa_config": {}, "r": 32}, "kasa_config is set and r is 32"),
         ({"velora_config": {"num_groups": 0}}, "num_groups 0; set it to more than 0"),
         ({"arrow_config": {}}, "count one of the adapters"),
-        ({"modules_to_save": "lm_head"}, "modules_to_save is 'lm_head'; set it to a list of names"),
+        ({"modules_to_save": "lm_head"}, "modules_to_save is 'lm_head'; expected a list of names"),
         (
             {"target_modules": ["lm_head"], "modules_to_save": ["layers"]},
             "match model.layers, a list of layers",
@@ -300,7 +300,7 @@ def test_qalora_pools_the_inputs_of_gptq_layers(group_size):
             "an nblocks that divides r and 32",
         ),
         ({"use_bdlora": {"target_modules_bd_a": ["k_proj"]}}, "neither of target_modules_bd_a"),
-        ({"target_parameters": "x"}, "PEFT takes a list of names, no expression"),
+        ({"target_parameters": "x"}, "'x'; expected a list of names, no expression"),
     ],
 )  # fmt: skip
 def test_refusals_say_what_was_given_and_what_to_do(values, message):

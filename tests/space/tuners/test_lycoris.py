@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import peft
 import pytest
 from peft_models import FAMILIES, NO_DEFAULTS, agree, agree_on, blueprint
 from torch import nn
 
 from tunemath.errors import ModelError
 from tunemath.runner.blueprints import blueprint_of
-from tunemath.space.peft import AdapterConfig, peft_change
+from tunemath.space.peft import AdapterConfig, peft_change, peft_ledger
 
 ALL = {"target_modules": "all-linear"}
 RANKS = {"q_proj": 2, "query": 3, "SelfAttention.q": 5}
@@ -84,3 +85,16 @@ def test_fedpara_counts_are_the_papers():
     config = AdapterConfig("LOHA", r=4, target_modules=["down_proj"])
     (group,) = peft_change(blueprint("llama"), config).groups
     assert group.trainable == 2 * 4 * (48 + 32)
+
+
+@pytest.mark.parametrize("peft_type", ["LOHA", "LOKR"])
+def test_layers_whose_weight_is_made_of_others_are_alike_only_if_it_is(peft_type):
+    def made(kernel):
+        return nn.utils.parametrizations.weight_norm(nn.Conv1d(6, 8, kernel))
+
+    model = nn.ModuleDict({"one": made(3), "two": made(5)})
+    values = {"target_modules": ["one", "two"]}
+    ledger = peft_ledger(blueprint_of(model), AdapterConfig(peft_type, **values))
+    kinds = {"LOHA": peft.LoHaConfig, "LOKR": peft.LoKrConfig}
+    live = peft.get_peft_model(model, kinds[peft_type](**values))
+    assert ledger.trainable == live.get_nb_trainable_parameters()[0]

@@ -62,3 +62,32 @@ def test_ranks_are_those_of_the_first_pattern_that_matches():
     config = AdapterConfig("DELORA", r=8, rank_pattern={"q_proj": 2, "layers.0.*": 3})
     assert (rank_of(config, q), rank_of(config, v)) == (2, 3)
     assert rank_of(AdapterConfig("DELORA", r=8, rank_pattern=None), q) == 8
+
+
+@pytest.mark.parametrize(
+    ("peft_type", "key", "value"),
+    [
+        ("LORA", "r", None),
+        ("LORA", "r", "8"),
+        ("LORA", "bias", True),
+        ("LORA", "bias", None),
+        ("LORA", "target_modules", 5),
+        ("LORA", "exclude_modules", 5),
+        ("LORA", "modules_to_save", 5),
+        ("LORA", "modules_to_save", "lm_head"),
+        ("LORA", "target_parameters", "gate_up_proj"),
+        ("LORA", "layers_to_transform", 1.5),
+        ("LORA", "rank_pattern", ["q_proj"]),
+        ("LORA", "layer_replication", 3),
+        ("ADALORA", "tinit", None),
+        ("PREFIX_TUNING", "encoder_hidden_size", "wide"),
+        ("PROMPT_TUNING", "num_transformer_submodules", "two"),
+        ("PROMPT_TUNING", "num_virtual_tokens", "ten"),
+        ("LOKR", "decompose_factor", None),
+        ("OFT", "oft_block_size", "32"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_in_a_line(peft_type, key, value):
+    config = AdapterConfig(peft_type, **{"target_modules": "all-linear", key: value})
+    with pytest.raises(ModelError, match=f"{key} is .*; expected "):
+        peft_change(blueprint("qwen3_moe"), config)

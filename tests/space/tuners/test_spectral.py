@@ -131,7 +131,7 @@ def test_wavelets_are_those_of_peft():
         ("FOURIERFT", {"n_frequency_pattern": {"(": 1}}, r"'\(' is used as a regular expression"),
         ("C3A", {}, "block_size 256, and .*q_proj takes 32 and gives 32; set block_size to a"),
         ("C3A", {"block_size_pattern": {"q_proj": 0}}, "C3A: block_size is 0"),
-        ("C3A", {"block_size_pattern": [4]}, r"block_size_pattern is \[4\]; set it to a mapping"),
+        ("C3A", {"block_size_pattern": [4]}, r"block_size_pattern is \[4\]; expected a mapping"),
     ],
 )
 def test_settings_must_fit(peft_type, values, message):

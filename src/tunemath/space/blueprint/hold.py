@@ -15,13 +15,19 @@ __all__ = ["held_against", "stored_as"]
 
 
 def held_against(
-    path: Path, blueprint: Blueprint, weights: Mapping[str, Weight], complete: bool
+    path: Path,
+    blueprint: Blueprint,
+    weights: Mapping[str, Weight],
+    complete: bool,
+    untied: bool = False,
 ) -> Blueprint:
     """Return the blueprint with the dtype, quantisation and bytes that the file has.
 
     ``weights`` have live names. Each that the blueprint knows must have its shape; others are left
     out of account, as transformers does. Where ``complete``, every parameter inside a numbered
     layer must be there; a head or an embedding may be lacking, as in a base model's file.
+    ``untied`` says that the configuration itself has the head apart: then it is where both are
+    stored, as in T5 1.1 and Flan-T5, whose class ties it otherwise.
     """
     shapes = dict(blueprint.tensors())
     roots = {name.partition(".")[0] for name in shapes}
@@ -43,6 +49,10 @@ def held_against(
             )
     if complete:
         _hold_layers(path, blueprint, shapes, found)
+    head = f"{blueprint.head}.weight"
+    if untied and head in found and blueprint.tied.get(head) in found:
+        tied = {name: first for name, first in blueprint.tied.items() if name != head}
+        blueprint = replace(blueprint, tied=tied)
     # Of parameters that are one, a file may hold either or both; in memory they are one.
     twice = {name for name, first in blueprint.tied.items() if first in found}
     modules = tuple(_turned(m) if m.name in turned else m for m in blueprint.modules)

@@ -142,14 +142,17 @@ def _from_weights(
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
     known = blueprint_of_config(config, task_type=task_type) if config else None
+    untied = config.get("tie_word_embeddings") is False
     if known is not None:
-        return held_against(path, _as_declared(known, config), weights, complete=True)
+        known = _as_declared(known, config)
+        return held_against(path, known, weights, complete=True, untied=untied)
     if config and fallback is not None:
         # A family that transformers doesn't know either still has its weights.
         with suppress(ModelError, ImportError):
             known = fallback(config, task_type)
     if known is not None:
-        return held_against(path, _as_declared(known, config), weights, complete=False)
+        known = _as_declared(known, config)
+        return held_against(path, known, weights, complete=False, untied=untied)
     return _of_weights_alone(weights, config)
 
 

@@ -13,7 +13,40 @@ from typing import Any
 from tunemath.errors import ModelError
 from tunemath.space.checkpoint import read_json
 
-__all__ = ["AdapterConfig", "default_targets", "peft_facts", "refuse_lost_layers"]
+__all__ = [
+    "AdapterConfig",
+    "default_targets",
+    "peft_facts",
+    "refuse_lost_layers",
+    "refuse_wrong_types",
+]
+
+# What the fields that many types share may be, beside null, in code and in words.
+_SHARED: dict[str, tuple[tuple[type, ...], str]] = {
+    "target_modules": ((str, list), "a list of names, a regular expression, or all-linear"),
+    "exclude_modules": ((str, list), "a list of names or a regular expression"),
+    "feedforward_modules": ((str, list), "a list of names or a regular expression"),
+    "modules_to_save": ((list,), "a list of names"),
+    "target_parameters": ((list,), "a list of names, no expression"),
+    "layers_to_transform": ((int, list), "a layer's number or a list of them"),
+    "layers_pattern": ((str, list), "a name or a list of names"),
+    "rank_pattern": ((dict,), "a mapping from names to ranks"),
+    "alpha_pattern": ((dict,), "a mapping from names to numbers"),
+    "trainable_token_indices": ((int, list, dict), "a list of indices or a mapping from names"),
+    "layer_replication": ((list,), "a list of pairs of layers"),
+    **dict.fromkeys(
+        (
+            "num_virtual_tokens",
+            "num_transformer_submodules",
+            "num_attention_heads",
+            "num_layers",
+            "token_dim",
+            "encoder_hidden_size",
+        ),
+        ((int,), "a whole number"),
+    ),
+    "bias": ((str,), "a word, such as none or all"),
+}
 
 
 class AdapterConfig(Mapping[str, Any]):
@@ -70,6 +103,27 @@ class AdapterConfig(Mapping[str, Any]):
 def default_targets(peft_type: str, model_type: str, which: str = "target_modules") -> Any:
     """Return the targets that PEFT has for a model type when none are given, or None."""
     return peft_facts()["types"][peft_type].get(which, {}).get(model_type)
+
+
+def refuse_wrong_types(config: AdapterConfig) -> None:
+    """Raise where a value can't be what its field is for: a number for names, null for a rank."""
+    defaults = peft_facts()["types"][config.peft_type]["defaults"]
+    for key, value in config.items():
+        wanted, words = _wanted(key, defaults.get(key))
+        if not wanted or (value is None and defaults.get(key) is None):
+            continue
+        lists = (tuple, set, frozenset) if list in wanted else ()
+        if isinstance(value, bool) or not isinstance(value, (*wanted, *lists)):
+            raise ModelError(f"{config.peft_type}: {key} is {value!r:.60}; expected {words}")
+
+
+def _wanted(key: str, default: object) -> tuple[tuple[type, ...], str]:
+    """Return the types that a field may have and their name; none where nothing tells them."""
+    if key in _SHARED:
+        return _SHARED[key]
+    if isinstance(default, int | float) and not isinstance(default, bool):
+        return (int, float), "a number"
+    return ((dict,), "a mapping") if isinstance(default, dict) else ((), "")
 
 
 def refuse_lost_layers(config: AdapterConfig) -> None:

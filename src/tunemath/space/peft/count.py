@@ -12,7 +12,7 @@ from tunemath.space.blueprint import Blueprint
 from tunemath.space.ledger import Ledger
 from tunemath.space.peft import match
 from tunemath.space.peft.change import Change, Group, held
-from tunemath.space.peft.config import AdapterConfig, refuse_lost_layers
+from tunemath.space.peft.config import AdapterConfig, refuse_lost_layers, refuse_wrong_types
 from tunemath.space.peft.mixtures import fused_parameter, of_fused_experts
 from tunemath.space.peft.parameters import has_parameter
 from tunemath.space.peft.replication import change_of_replicated
@@ -91,6 +91,7 @@ def peft_change(blueprint: Blueprint, config: AdapterConfig) -> Change:
     held against each other. What all tuners share is added: biases, ``modules_to_save`` with those
     that the task adds, trainable tokens. Raises `ModelError` where PEFT refuses.
     """
+    refuse_wrong_types(config)
     refuse_lost_layers(config)
     spans = config.get("layer_replication")
     if spans:

@@ -19,23 +19,13 @@ from tunemath.errors import ModelError
 from tunemath.space.blueprint import Blueprint, Kind, Module
 from tunemath.space.peft.config import AdapterConfig, default_targets
 from tunemath.space.peft.names import (
-    compiled,
     ends_in,
     in_layers,
     name_filter,
     narrowing,
-    pattern_value,
 )
 
-__all__ = [
-    "Targets",
-    "compiled",
-    "find_targets",
-    "near_names",
-    "pattern_value",
-    "require_kinds",
-    "unmatched_targets",
-]
+__all__ = ["Targets", "find_targets", "near_names", "require_kinds", "unmatched_targets"]
 
 _CLASSIFIERS = ("score", "classifier")
 # State-space layers that are no plain linear layers, whatever their class.
@@ -137,11 +127,6 @@ def _asked(blueprint: Blueprint, config: AdapterConfig) -> Any:
         )
     if asked is None or isinstance(asked, str):
         return asked
-    if not isinstance(asked, list | tuple | set | frozenset):
-        raise ModelError(
-            f"{config.peft_type}: target_modules is {asked!r}; expected a list of names, a regular "
-            "expression, or all-linear"
-        )
     return list(dict.fromkeys(map(str, asked)))
 
 

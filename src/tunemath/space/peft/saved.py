@@ -84,9 +84,7 @@ def _heads(config: AdapterConfig) -> tuple[str, ...]:
 
 def _names(config: AdapterConfig) -> tuple[str, ...]:
     asked = config.get("modules_to_save") or ()
-    if not isinstance(asked, list | tuple | set | frozenset) or not all(
-        isinstance(name, str) and name for name in asked
-    ):
+    if not all(isinstance(name, str) and name for name in asked):
         raise ModelError(
             f"{config.peft_type}: modules_to_save is {asked!r}; set it to a list of names"
         )

@@ -17,7 +17,7 @@ def delora(blueprint: Blueprint, config: AdapterConfig) -> Change:
     """
     targets = layers(blueprint, config, "linear")
     groups = []
-    for modules in grouped(targets, lambda m: (m.tensors, rank_of(config, m))).values():
+    for modules in grouped(targets, lambda m: (m[1:], rank_of(config, m))).values():
         r, d_in, d_out = rank_of(config, modules[0]), modules[0].d_in, modules[0].d_out
         parts = (
             Part("delora_A", (r, d_in)),

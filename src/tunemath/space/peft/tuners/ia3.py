@@ -9,7 +9,7 @@ from tunemath.errors import ModelError
 from tunemath.space.blueprint import Blueprint, Module
 from tunemath.space.peft.change import Change, Group, Part, grouped
 from tunemath.space.peft.config import AdapterConfig, default_targets
-from tunemath.space.peft.match import compiled
+from tunemath.space.peft.names import compiled
 from tunemath.space.peft.tuners.settings import layers
 from tunemath.space.peft.tuners.targets import require_dimensions
 
@@ -25,7 +25,7 @@ def ia3(blueprint: Blueprint, config: AdapterConfig) -> Change:
     targets = layers(blueprint, config, "linear", "conv1d", "conv")
 
     def settings(module: Module) -> object:
-        return module.kind, module.tensors, _is_feedforward(module.name, feedforward)
+        return module[1:], _is_feedforward(module.name, feedforward)
 
     groups = []
     for modules in grouped(require_dimensions(targets, config, 2, 3), settings).values():
@@ -53,11 +53,6 @@ def _feedforward(blueprint: Blueprint, config: AdapterConfig) -> Any:
                 "scaled, or an empty list"
             )
         return asked
-    if not isinstance(asked, str | list | tuple | set):
-        raise ModelError(
-            f"IA3: feedforward_modules is {asked!r}; set it to a list of names, or to a regular "
-            "expression"
-        )
     if isinstance(asked, list | set) and isinstance(targets, list | set):
         others = sorted(set(asked) - set(targets))
         if others:

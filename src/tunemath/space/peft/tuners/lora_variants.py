@@ -71,11 +71,6 @@ def refuse_settings(config: AdapterConfig) -> None:
         raise ModelError(f"{kind}: use_dora does not go with megatron_config; leave one out")
     if start == "loftq" and not config["loftq_config"]:
         raise ModelError(f"{kind}: init_lora_weights is loftq; give loftq_config too")
-    if isinstance(config["target_parameters"], str):
-        raise ModelError(
-            f"{kind}: target_parameters is {config['target_parameters']!r}; PEFT takes a list of "
-            "names, no expression"
-        )
 
 
 def variant_of(blueprint: Blueprint, config: AdapterConfig) -> str:

@@ -103,7 +103,7 @@ def _alike(blueprint: Blueprint, config: AdapterConfig) -> Iterable[tuple[Module
                 f"{config.peft_type} takes convolutions of one or two dimensions; {module.name} "
                 f"has a weight of shape {module.shape}; leave it out of target_modules"
             )
-    return grouped(targets, lambda m: (m.kind, m.tensors, rank_of(config, m))).values()
+    return grouped(targets, lambda m: (m[1:], rank_of(config, m))).values()
 
 
 def _core(kernel: Sequence[int], r: int) -> tuple[int, ...]:

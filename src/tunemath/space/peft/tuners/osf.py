@@ -32,7 +32,7 @@ def osf(blueprint: Blueprint, config: AdapterConfig) -> Change:
     linears = [m for m in targets.modules if m.kind == "linear"]
     kept = {m.name: _kept(config, m) for m in linears}
     groups, held = [], 0
-    for modules in grouped(linears, lambda m: (m.tensors, kept[m.name])).values():
+    for modules in grouped(linears, lambda m: (m[1:], kept[m.name])).values():
         d_in, d_out, high = modules[0].d_in, modules[0].d_out, kept[modules[0].name]
         low = min(d_in, d_out) - high
         parts = (

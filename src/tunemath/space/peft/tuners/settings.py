@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from tunemath.errors import ModelError
 from tunemath.space.blueprint import Blueprint, Kind, Module
 from tunemath.space.peft.config import AdapterConfig
-from tunemath.space.peft.match import find_targets, pattern_value, require_kinds
+from tunemath.space.peft.match import find_targets, require_kinds
+from tunemath.space.peft.names import pattern_value
 
 __all__ = ["fraction", "layers", "one_of", "rank_of", "uncounted", "whole"]
 

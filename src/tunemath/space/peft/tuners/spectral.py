@@ -10,7 +10,7 @@ from tunemath.errors import ModelError
 from tunemath.space.blueprint import Blueprint, Module
 from tunemath.space.peft.change import Change, Group, Part, grouped
 from tunemath.space.peft.config import AdapterConfig
-from tunemath.space.peft.match import pattern_value
+from tunemath.space.peft.names import pattern_value
 from tunemath.space.peft.tuners.settings import layers, one_of, whole
 from tunemath.space.peft.tuners.targets import patterns_of
 
@@ -63,7 +63,7 @@ def c3a(blueprint: Blueprint, config: AdapterConfig) -> Change:
     asked = {m.name: _dotted_value(patterns, m.name, config["block_size"]) for m in targets}
     sizes = _whole_numbers(config, "block_size", asked)
     groups = []
-    for modules in grouped(targets, lambda m: (m.tensors, sizes[m.name])).values():
+    for modules in grouped(targets, lambda m: (m[1:], sizes[m.name])).values():
         b, d_in, d_out = sizes[modules[0].name], modules[0].d_in, modules[0].d_out
         if d_in % b or d_out % b:
             raise ModelError(
@@ -81,7 +81,7 @@ def _coefficients(
     """Return the coefficients, of which a layer can't have more than its weight has entries."""
     numbers = _whole_numbers(config, "n_frequency", asked)
     groups = []
-    for modules in grouped(targets, lambda m: (m.kind, m.tensors, numbers[m.name])).values():
+    for modules in grouped(targets, lambda m: (m[1:], numbers[m.name])).values():
         n, most = numbers[modules[0].name], modules[0].d_in * modules[0].d_out
         if n > most:
             raise ModelError(

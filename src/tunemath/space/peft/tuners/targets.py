@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from tunemath.errors import ModelError
 from tunemath.space.blueprint import Module
 from tunemath.space.peft.config import AdapterConfig
-from tunemath.space.peft.match import Targets, compiled
+from tunemath.space.peft.match import Targets
+from tunemath.space.peft.names import compiled
 
 __all__ = ["patterns_of", "require_dimensions", "require_some"]
 
@@ -41,11 +41,6 @@ def require_some(targets: Targets, config: AdapterConfig) -> Targets:
 def patterns_of(config: AdapterConfig, name: str) -> dict[str, Any]:
     """Return a setting that must be a mapping from patterns of names to numbers."""
     patterns = config[name]
-    if not isinstance(patterns, Mapping):
-        raise ModelError(
-            f"{config.peft_type}: {name} is {patterns!r}; set it to a mapping from names to "
-            "numbers, or leave it out"
-        )
     for pattern in patterns:
         compiled(pattern, pattern)
     return dict(patterns)
