@@ -189,7 +189,8 @@ class _Divergence(KeptRule):
         quick = quick or (not self.shared and self.form.width != self.base.width)
         pair = Pair(*self._order((self.form, h), (self.base, base)), self.shared, quick)
         buffers = [h.new_empty(n * width, dtype=self.form.dtype) for _ in range(0 if keep else 2)]
-        moments, kept = Moments(n, width, h.new_empty(0, dtype=self.form.dtype)), []
+        like = h.new_empty(0, dtype=self.form.dtype)
+        moments, kept = Moments(n, width, like, quick=quick and self._two), []
         for parts in zip(*(form.tiles(width) for form in (pair.first, pair.second)), strict=True):
             shape = (n, parts[0].hi - parts[0].lo)
             if keep:

@@ -6,6 +6,7 @@ a soft-cap z = x. Everything here works in powers of two, ``z·log2 e``: 2^x cos
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -69,6 +70,12 @@ class Head:
         if low is not None:
             low = low * (self.lora_scale * self.unit)
         return (rows if self.native else exact * self.unit), low
+
+    def times(self, factor: float) -> Head:
+        """Return the same head, whose products are in another unit."""
+        other = copy.copy(self)
+        other.unit = self.unit * factor
+        return other
 
     @property
     def lora_scale(self) -> float:

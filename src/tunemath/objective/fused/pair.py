@@ -39,11 +39,13 @@ class Pair:
     def __init__(
         self, first: tuple[Head, Tensor], second: tuple[Head, Tensor], shared: bool, quick: bool
     ) -> None:
-        self.first, self.second = first[0], second[0]
+        # d is in nats, where z is in powers of two; under a soft-cap both are x / cap.
+        self._nats = 1.0 if first[0].soft_cap else math.log(2)
+        self.first = first[0]
+        self.second = second[0].times(self._nats) if quick else second[0]
         self.shared, self.quick = shared, quick
         self.factor, self.other = self.first.prepare(first[1]), self.second.prepare(second[1])
-        # d is in nats, where z is in powers of two; under a soft-cap both are x / cap.
-        self._nats = 1.0 if self.first.soft_cap else math.log(2)
+        self._scratch: Tensor | None = None
         if not quick:
             self._delta = (second[1].to(self.first.dtype) - first[1].to(self.first.dtype)).mul_(
                 self.first.unit * self._nats
@@ -55,7 +57,7 @@ class Pair:
         """Fill z and d (n, tile), and the slope dz/dx of the second model (``last``) or first."""
         self.first.products(self.factor, parts[0], z)
         if self.quick:
-            self.second.products(self.other, parts[1], d).sub_(z).mul_(self._nats)
+            self.second.products(self.other, parts[1], d).sub_(z, alpha=self._nats)
         else:
             self._difference(parts, d)
         cap = self.first.soft_cap
@@ -83,11 +85,17 @@ class Pair:
         if bias is not None:
             d.add_(bias, alpha=self.first.unit * self._nats)
         if not self.shared:
-            d.addmm_(self.factor[0], (two.weight - one.weight).t(), alpha=self._nats)
+            d.addmm_(self.factor[0], self._gap(one.weight, two.weight).t(), alpha=self._nats)
         sides = ((self.factor, one, -self._nats), (self.other, two, self._nats))
         for (_, low), part, sign in sides:
             if low is not None and part.lora is not None:
                 d.addmm_(low, part.lora.t(), alpha=sign)
+
+    def _gap(self, one: Tensor, two: Tensor) -> Tensor:
+        """Return W′ − W of a tile, in memory that the next tile takes over."""
+        if self._scratch is None:
+            self._scratch = torch.empty_like(one)
+        return torch.sub(two, one, out=self._scratch[: len(one)])
 
     def _bias(self, part: Tile) -> Tensor | None:
         """Return b′ − b of the tile's tokens; the difference comes before any other rounding."""
@@ -115,10 +123,14 @@ class Statistics:
 
 
 class Moments:
-    """Sums over the tiles of a block, each relative to its own maximum and its own mean of d."""
+    """Sums over the tiles of a block, each relative to its own maximum and its own mean of d.
 
-    def __init__(self, n: int, width: int, like: Tensor) -> None:
+    ``quick`` ones form e^u − 1 − u as it stands, with the rounding of 1: for u that is not small.
+    """
+
+    def __init__(self, n: int, width: int, like: Tensor, *, quick: bool) -> None:
         self._scratch = [like.new_empty(n * width) for _ in range(3)]
+        self._quick = quick
         self._tiles: list[tuple[Tensor, ...]] = []
 
     def add(self, z: Tensor, d: Tensor) -> None:
@@ -130,8 +142,12 @@ class Moments:
         # Products go into scratch: memory that is new for every tile would cost more than they do.
         centre = torch.mul(e, d, out=u).sum(1) / total.clamp(min=torch.finfo(z.dtype).tiny)
         torch.sub(d, centre[:, None], out=u)
-        high, low = u.amax(1), u.amin(1)  # one by one: aminmax of rows takes ten times as long
-        excess(u, phi, most=float(torch.maximum(high, -low).amax()))
+        high = u.amax(1)
+        if self._quick:
+            torch.mul(u, LOG2_E, out=phi).exp2_().sub_(1.0).sub_(u)
+        else:
+            low = u.amin(1)  # one by one: aminmax of rows takes ten times as long
+            excess(u, phi, most=float(torch.maximum(high, -low).amax()))
         sums = phi.mul_(e).sum(1), u.mul_(e).sum(1)
         self._tiles.append((top, total, centre, *sums, high))
 
