@@ -54,7 +54,7 @@ def test_an_unknown_name_is_an_attribute_error():
         ("kl_divergence", "(p, q, *, log=False)"),
         ("lora_parameter_count", "(d_in, d_out, rank)"),
         ("lora_delta", "(A, B, scale=1.0)"),
-        ("low_rank", "(matrix, rank)"),
+        ("low_rank", "(matrix, rank, *, exact=None, passes=4, seed=0)"),
         ("adapter_parameter_count", "(d_model, bottleneck, bias=False)"),
         ("prefix_parameter_count", "(layers, prefix_length, kv_heads, head_dim)"),
         (

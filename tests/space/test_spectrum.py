@@ -13,45 +13,11 @@ from tunemath.space import (
     effective_rank,
     energy,
     factor_singular_values,
-    low_rank,
     stable_rank,
 )
 
 RNG = np.random.default_rng(0)
 LIBRARIES = pytest.mark.parametrize("make", [np.asarray, torch.tensor, strict.asarray])
-
-
-@LIBRARIES
-@pytest.mark.parametrize("shape", [(6, 4), (4, 6)])
-def test_the_error_is_what_eckart_and_young_say(make, shape):
-    matrix = RNG.normal(size=shape)
-    values = np.linalg.svd(matrix, compute_uv=False)
-    for rank in range(1, 5):
-        fit = low_rank(make(matrix), rank)
-        expected = np.sqrt((values[rank:] ** 2).sum() / (values**2).sum())
-        assert float(fit.relative_error) == pytest.approx(expected, abs=1e-14)
-        assert tuple(fit.left.shape) == (shape[0], rank)
-        assert tuple(fit.right.shape) == (rank, shape[1])
-        np.testing.assert_allclose(
-            np.asarray(fit.approximation), np.asarray(fit.left) @ np.asarray(fit.right), atol=1e-14
-        )
-        assert np.linalg.matrix_rank(np.asarray(fit.approximation)) == rank
-
-
-def test_no_other_matrix_of_that_rank_is_nearer():
-    matrix = RNG.normal(size=(5, 5))
-    best = np.linalg.norm(matrix - low_rank(matrix, 2).approximation)
-    for _ in range(50):
-        other = RNG.normal(size=(5, 2)) @ RNG.normal(size=(2, 5))
-        assert np.linalg.norm(matrix - other) > best
-
-
-def test_low_rank_refuses():
-    with pytest.raises(ShapeError, match=r"rank 4 for a matrix \(3, 5\); expected at most 3"):
-        low_rank(np.ones((3, 5)), 4)
-    with pytest.raises(ShapeError, match="expected two axes"):
-        low_rank(np.ones(3), 1)
-    assert low_rank(np.zeros((2, 2)), 1).relative_error == 0.0
 
 
 @LIBRARIES

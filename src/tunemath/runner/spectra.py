@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.numpy import load_file
 
 from tunemath.runner.models import load_adapter, load_base, why_not_merged
 from tunemath.runner.quiet import quiet_libraries
@@ -20,13 +19,12 @@ from tunemath.space import (
     UpdateSpace,
     effective_rank,
     energy,
-    factor_singular_values,
+    lora_factors,
     stable_rank,
 )
 
 __all__ = ["adapter_spectrum", "dense_spectrum", "update_spectrum"]
 
-_FACTOR = re.compile(r"^base_model\.model\.(?P<name>.+)\.lora_A\.weight$")
 _SHOWN = 64  # of a dense update's singular values
 _MOST = 3e8  # elements of changed weights whose singular values take minutes, not hours
 
@@ -37,7 +35,7 @@ def update_spectrum(model: ResolvedModel, folder: Path, space: UpdateSpace) -> d
     ``skipped`` says why there are none, where the method changes no weight or the weights are many.
     """
     if isinstance(space, LoraSpace) and space.method == "lora":
-        return adapter_spectrum(model, folder, space.scale)
+        return adapter_spectrum(model, folder)
     why = why_not_merged(space)
     if why is not None:
         return _skipped(why)
@@ -48,20 +46,15 @@ def _skipped(why: str) -> dict[str, Any]:
     return {"modules": [], "summary": {}, "skipped": why}
 
 
-def adapter_spectrum(model: ResolvedModel, adapter: Path, scale: float) -> dict[str, Any]:
+def adapter_spectrum(model: ResolvedModel, adapter: Path) -> dict[str, Any]:
     """Return the spectra of a saved LoRA adapter, from its factors; no ΔW is formed."""
-    factors = load_file(adapter / "adapter_model.safetensors")
     norms = _WeightNorms(model)
-    modules = []
-    for key in sorted(factors):
-        match = _FACTOR.match(key)
-        if match:
-            name = match["name"]
-            a, b = (factors[k].astype(np.float64) for k in (key, key.replace("lora_A", "lora_B")))
-            values = factor_singular_values(a, b, scale)
-            shape = (b.shape[0], a.shape[1])
-            modules.append(_module(name, values, shape, norms.of(name), shown=len(a)))
-    return _product(modules)
+    return _product(
+        [
+            _module(f.name, f.singular_values(), f.shape, norms.of(f.name), shown=f.rank)
+            for f in lora_factors(adapter)
+        ]
+    )
 
 
 def dense_spectrum(model: ResolvedModel, folder: Path) -> dict[str, Any]:

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     )
     from tunemath.space.coverage import Coverage, coverage_of
     from tunemath.space.delta import lora_delta
+    from tunemath.space.factors import Factors, lora_factors
     from tunemath.space.ledger import Ledger
+    from tunemath.space.lowrank import LowRank, low_rank
     from tunemath.space.methods import blocks_of, change_of, ledger_of, peft_settings
     from tunemath.space.peft import Change
     from tunemath.space.peft.match import near_names
@@ -36,11 +38,9 @@ if TYPE_CHECKING:
         read_space,
     )
     from tunemath.space.spectrum import (
-        LowRank,
         effective_rank,
         energy,
         factor_singular_values,
-        low_rank,
         stable_rank,
     )
 
@@ -50,6 +50,7 @@ __all__ = [
     "Blueprint",
     "Change",
     "Coverage",
+    "Factors",
     "LastLayersSpace",
     "Ledger",
     "LoraSpace",
@@ -69,6 +70,7 @@ __all__ = [
     "factor_singular_values",
     "ledger_of",
     "lora_delta",
+    "lora_factors",
     "lora_parameter_count",
     "low_rank",
     "near_names",
@@ -87,10 +89,11 @@ _HOMES = {
     "Blueprint": "blueprint",
     "Change": "peft",
     "Coverage": "coverage",
+    "Factors": "factors",
     "LastLayersSpace": "record",
     "Ledger": "ledger",
     "LoraSpace": "record",
-    "LowRank": "spectrum",
+    "LowRank": "lowrank",
     "Module": "blueprint",
     "PrefixSpace": "record",
     "PromptSpace": "record",
@@ -107,7 +110,8 @@ _HOMES = {
     "ledger_of": "methods",
     "lora_delta": "delta",
     "lora_parameter_count": "count",
-    "low_rank": "spectrum",
+    "lora_factors": "factors",
+    "low_rank": "lowrank",
     "near_names": "peft.match",
     "parse_space": "record",
     "peft_settings": "methods",

@@ -12,11 +12,14 @@ import math
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from tunemath.errors import ModelError
 
-__all__ = ["TensorHeader", "read_json", "read_tensor", "read_tensor_headers"]
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["TensorHeader", "read_array", "read_json", "read_tensor", "read_tensor_headers"]
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -86,6 +89,26 @@ def read_tensor(folder: Path, header: TensorHeader) -> bytes:
             return file.read(header.nbytes)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def read_array(folder: Path, header: TensorHeader) -> np.ndarray:
+    """Return a stored floating-point tensor: mapped from the file, or float32 where NumPy lacks it.
+
+    ``folder`` is where ``header.file`` lies. BF16 becomes float32 exactly: its bits are the upper
+    half of a float32's. Raises `ModelError` for other dtypes than F64, F32, F16 and BF16.
+    """
+    import numpy as np
+
+    path = folder / header.file
+    stored = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}.get(header.dtype)
+    if stored is None:
+        raise ModelError(f"{path} has a tensor of {header.dtype}; expected F64, F32, F16 or BF16")
+    if not header.size:
+        return np.zeros(header.shape, np.float32)
+    array = np.memmap(path, stored, "r", header.start, header.shape)
+    if header.dtype != "BF16":
+        return array
+    return (array.astype(np.uint32) << 16).view(np.float32)
 
 
 def read_json(path: Path) -> dict[str, Any]:

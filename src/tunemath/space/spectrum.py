@@ -6,65 +6,18 @@ not zero; how evenly they are spread says how much of the rank was used.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from tunemath.arrays import numeric, plain, positive
+from tunemath.arrays import numeric, plain
 from tunemath.errors import ShapeError
 from tunemath.space.delta import check_factors
 
 __all__ = [
-    "LowRank",
     "effective_rank",
     "energy",
     "factor_singular_values",
-    "low_rank",
     "stable_rank",
 ]
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """The best approximation of a matrix at a given rank, as two factors and their product."""
-
-    left: Any
-    """(m, r): the left singular vectors, each times its singular value."""
-    right: Any
-    """(r, n): the right singular vectors."""
-    approximation: Any
-    """(m, n): left @ right."""
-    relative_error: Any
-    """‖matrix − approximation‖_F / ‖matrix‖_F; 0 for a matrix of zeros."""
-
-
-def low_rank(matrix: Any, rank: int) -> LowRank:
-    """Return the matrix of rank at most ``rank`` that is nearest in Frobenius norm.
-
-    Let M = U Σ Vᵀ be the singular value decomposition: ``M_r = Σ_{k ≤ r} σ_k u_k v_kᵀ``, whose
-    error is ``‖M − M_r‖_F = √(Σ_{k > r} σ_k²)``.
-
-    ``matrix`` (m, n); ``rank`` from 1 to min(m, n). Returns a `LowRank`.
-
-    >>> fit = low_rank([[3.0, 0.0], [0.0, 4.0]], rank=1)
-    >>> fit.approximation.tolist(), float(fit.relative_error)
-    ([[0.0, 0.0], [0.0, 4.0]], 0.6)
-
-    Source: Eckart and Young 1936.
-    """
-    xp, m = numeric(matrix)
-    if m.ndim != 2:
-        raise ShapeError(f"matrix has shape {tuple(m.shape)}; expected two axes (m, n)")
-    (rank,) = positive(rank=rank)
-    if rank > min(m.shape):
-        raise ShapeError(
-            f"rank {rank} for a matrix {tuple(m.shape)}; expected at most {min(m.shape)}"
-        )
-    u, s, vh = xp.linalg.svd(m, full_matrices=False)
-    left, right = u[:, :rank] * s[:rank], vh[:rank, :]
-    approximation = left @ right
-    norm = xp.linalg.matrix_norm(m)
-    error = xp.linalg.matrix_norm(m - approximation) / xp.where(norm > 0, norm, 1.0)
-    return LowRank(left, right, approximation, plain(error))
 
 
 def factor_singular_values(A: Any, B: Any, scale: float = 1.0) -> Any:

@@ -1,0 +1,117 @@
+"""The factors of a saved LoRA adapter, module by module, from its two files alone.
+
+``ΔW = s·B A`` with ``s = α/r``, or ``α/√r`` under rsLoRA; α and r may differ by module
+(``alpha_pattern``, and the shape of A). No base model is read, no ΔW is formed, no torch is needed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tunemath.errors import ModelError
+from tunemath.space.checkpoint import TensorHeader, read_array, read_tensor_headers
+from tunemath.space.peft.config import AdapterConfig
+from tunemath.space.peft.names import pattern_value
+from tunemath.space.spectrum import factor_singular_values
+
+__all__ = ["Factors", "lora_factors"]
+
+_WEIGHTS = "adapter_model.safetensors"
+_CONFIG = "adapter_config.json"
+# Initialisations that subtract their first product from the base.
+_MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# PEFT's names: a linear or convolution's factors, an embedding's.
+_A = re.compile(r"^base_model\.model\.(?P<name>.+)\.lora_(embedding_)?A(\.weight)?$")
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A module's update in factors."""
+
+    name: str
+    """The module's name in the model."""
+    A: np.ndarray
+    """(r, d_in); a convolution's d_in is channels × kernel, an embedding's the vocabulary."""
+    B: np.ndarray
+    """(d_out, r); ΔW of an embedding is the transpose of their product."""
+    scale: float
+    """s of ΔW = s·B A."""
+
+    @property
+    def rank(self) -> int:
+        """r, the most singular values that can differ from zero."""
+        return self.A.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in) of ΔW."""
+        return self.B.shape[0], self.A.shape[1]
+
+    def singular_values(self) -> np.ndarray:
+        """Return those of ΔW, (min(r, d_out, d_in),) float64, descending."""
+        a, b = (factor.astype(np.float64) for factor in (self.A, self.B))
+        return np.asarray(factor_singular_values(a, b, self.scale))
+
+
+def lora_factors(adapter: Path) -> Iterator[Factors]:
+    """Yield the factors of each module, by name, read when its turn comes.
+
+    ``adapter`` is a folder with PEFT's adapter_config.json and adapter_model.safetensors. Raises
+    `ModelError` where ΔW is no product of the two: another tuner type, DoRA, an initialisation that
+    changed the base; and where a factor lacks its partner.
+    """
+    config = AdapterConfig.read(adapter / _CONFIG)
+    why = _no_product(config)
+    if why:
+        raise ModelError(f"{adapter}: {why}, so its update is no product of LoRA's two factors")
+    tensors = read_tensor_headers(adapter / _WEIGHTS)
+    found = sorted((match["name"], key) for key in tensors if (match := _A.match(key)))
+    if not found:
+        raise ModelError(f"{adapter / _WEIGHTS} has no lora_A; it holds {_some(tensors)}")
+    for name, key in found:
+        partner = re.sub(r"A(\.weight)?$", r"B\1", key)
+        if partner not in tensors:
+            raise ModelError(f"{adapter / _WEIGHTS} has {key} without {partner}; it is damaged")
+        a, b = (_matrix(adapter, tensors[each]) for each in (key, partner))
+        if a.shape[0] != b.shape[1]:
+            raise ModelError(
+                f"{adapter / _WEIGHTS}: {key} {a.shape} and {partner} {b.shape} do not go "
+                "together; expected (r, d_in) and (d_out, r)"
+            )
+        yield Factors(name, a, b, _scale(config, name, len(a)))
+
+
+def _no_product(config: AdapterConfig) -> str:
+    """Return why an adapter's ΔW is not s·B A; empty if it is."""
+    start = config.get("init_lora_weights")
+    if config.peft_type != "LORA":
+        return f"it is a {config.peft_type} adapter"
+    if config["use_dora"]:
+        return "DoRA scales the weight's rows besides"
+    if isinstance(start, str) and start.lower().startswith(_MOVES_BASE):
+        return f"init_lora_weights {start!r} took the first B A away from the base's weights"
+    if config["target_parameters"]:
+        return "target_parameters have factors for several matrices in one"
+    return ""
+
+
+def _matrix(folder: Path, header: TensorHeader) -> np.ndarray:
+    array = read_array(folder, header)
+    return array.reshape(array.shape[0], -1)
+
+
+def _scale(config: AdapterConfig, name: str, rank: int) -> float:
+    alpha = float(pattern_value(config["alpha_pattern"] or {}, name, config["lora_alpha"]))
+    return alpha / (math.sqrt(rank) if config["use_rslora"] else rank)
+
+
+def _some(tensors: dict[str, Any]) -> str:
+    names = list(tensors)
+    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "") if names else "nothing"
