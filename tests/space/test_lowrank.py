@@ -74,11 +74,12 @@ def test_the_approximation_is_near_the_best_and_never_better(make):
     values = np.linalg.svd(matrix, compute_uv=False)
     best = np.sqrt((values[4:] ** 2).sum() / (values**2).sum())
     errors = [
-        low_rank(make(matrix), 4, exact=False, passes=passes).relative_error for passes in (2, 4, 6)
+        low_rank(make(matrix), 4, exact=False, passes=passes).relative_error
+        for passes in (2, 3, 4, 5)
     ]
     assert errors == sorted(errors, reverse=True)
-    assert best - 1e-12 <= errors[2] <= best * 1.0001
-    assert errors[1] <= best * 1.01
+    assert best - 1e-12 <= errors[3] <= best * 1.0001
+    assert errors[2] <= best * 1.005
 
 
 def test_its_factors_are_singular_vectors_and_values_below_the_true_ones():
@@ -122,7 +123,7 @@ def test_low_rank_refuses():
         low_rank(np.ones((3, 5)), 4)
     with pytest.raises(ShapeError, match="expected two axes"):
         low_rank(np.ones(3), 1)
-    with pytest.raises(ShapeError, match="passes is 3; expected an even number"):
-        low_rank(np.ones((3, 3)), 1, passes=3)
+    with pytest.raises(ShapeError, match="passes is 1; expected 2 or more"):
+        low_rank(np.ones((3, 3)), 1, passes=1)
     with pytest.raises(ValueError, match="NaN or infinite"):
         low_rank(np.full((3, 3), np.nan), 1)

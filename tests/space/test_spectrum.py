@@ -88,3 +88,21 @@ def test_laws_of_ranks(values, factor):
     assert shares[-1] == pytest.approx(1)
     for function in (effective_rank, stable_rank):  # the size of an update doesn't count
         assert function(values * factor) == pytest.approx(function(values), rel=1e-6)
+
+
+@pytest.mark.parametrize("condition", [1.0, 1e2, 1e4, 1e6])
+def test_ill_conditioned_factors_keep_their_digits(condition):
+    u, v = (np.linalg.qr(RNG.normal(size=(side, 6)))[0] for side in (50, 40))
+    b = u * np.geomspace(1.0, 1.0 / condition, 6)
+    found = factor_singular_values(v.T, b, scale=2.0)
+    np.testing.assert_allclose(found, 2.0 * np.geomspace(1.0, 1.0 / condition, 6), rtol=1e-9)
+    single = factor_singular_values(v.T.astype(np.float32), b.astype(np.float32))
+    assert single.dtype == np.float32
+
+
+def test_a_rank_deficient_factor_has_zeros():
+    a, b = RNG.normal(size=(4, 30)), np.zeros((20, 4))
+    b[:, 0] = 1.0
+    values = factor_singular_values(a, b)
+    assert values[0] == pytest.approx(np.linalg.norm(a[0]) * np.sqrt(20))
+    np.testing.assert_allclose(values[1:], 0.0, atol=1e-12)

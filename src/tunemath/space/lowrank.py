@@ -1,9 +1,15 @@
-"""The best matrix of a given rank: exact, or in four passes over the matrix with a certificate.
+"""The best matrix of a given rank: exact, or in a few passes over the matrix with a certificate.
 
 Let M (m, n) have the singular values σ_1 ≥ σ_2 ≥ …: no matrix of rank r is nearer to M than
 ``√(Σ_{k > r} σ_k²)`` in Frobenius norm (Eckart and Young 1936), and the first r singular vectors
 reach it. A full decomposition of a large matrix takes minutes; the few largest singular values
-are found from a small subspace that products with M itself point to (Musco and Musco 2015).
+are found from a small subspace:
+
+1. Signed sums of M's rows, C = S M of some hundred rows, keep the directions in which M is large
+   (Clarkson and Woodruff 2013); a few products with C, which cost little, sort them out.
+2. From these, products with M and Mᵀ in turn make a block Krylov space (Musco and Musco 2015).
+3. M is projected onto it. What the projection leaves is known from one sum of squares:
+   ``‖M − M P‖_F² = ‖M‖_F² − ‖M P‖_F²`` for any orthogonal projection P.
 """
 
 from __future__ import annotations
@@ -23,8 +29,8 @@ from tunemath.errors import ShapeError
 __all__ = ["LowRank", "low_rank"]
 
 _EXACT = 1024  # the smaller side up to which the full decomposition is quick
-_SPARE = 8  # columns of the subspace beyond the rank
-_ROWS = 512  # of a block whose elements are squared at a time
+_SKETCH = 253  # rows of the sketch, or five times the subspace
+_ROWS = 128  # of a block whose elements are squared at a time
 _DOUBTFUL = 0.01  # share of the squared error that rounding may have, else it is measured
 
 
@@ -58,16 +64,16 @@ def low_rank(
     error is ``‖M − M_r‖_F = √(Σ_{k > r} σ_k²)``.
 
     ``matrix`` (m, n); ``rank`` from 1 to min(m, n). ``exact`` is true for the full decomposition,
-    false for the approximate one in an even number of ``passes`` over the matrix from the random
-    numbers of ``seed``; by default it depends on whether the smaller side is over 1,024. Returns a
-    `LowRank`; its ``bound`` holds for the matrix at hand, not in expectation.
+    false for the approximate one in ``passes`` ≥ 2 over the matrix, from the random numbers of
+    ``seed``; by default it depends on whether the smaller side is over 1,024. Returns a `LowRank`;
+    its ``bound`` holds for the matrix at hand, not in expectation.
 
     >>> fit = low_rank([[3.0, 0.0], [0.0, 4.0]], rank=1)
     >>> fit.approximation.tolist(), float(fit.relative_error)
     ([[0.0, 0.0], [0.0, 4.0]], 0.6)
 
-    Source: Eckart and Young 1936; the approximate one is block Lanczos bidiagonalisation with full
-    reorthogonalisation (Golub, Luk and Overton 1981; Musco and Musco 2015, arXiv 1504.05477).
+    Source: Eckart and Young 1936; Clarkson and Woodruff 2013, arXiv 1207.6365; Musco and Musco
+    2015, arXiv 1504.05477.
     """
     xp, m = numeric(matrix)
     if m.ndim != 2:
@@ -76,61 +82,100 @@ def low_rank(
     least = min(m.shape)
     if rank > least:
         raise ShapeError(f"rank {rank} for a matrix {tuple(m.shape)}; expected at most {least}")
-    if passes % 2:
-        raise ShapeError(f"passes is {passes}; expected an even number, there and back")
+    if passes < 2:
+        raise ShapeError("passes is 1; expected 2 or more: a sketch, and a product")
     total = _square_norm(xp, m)
     if not math.isfinite(total):
         raise ValueError("matrix holds NaN or infinite values; expected finite numbers")
-    width = rank + _SPARE
-    if exact is None:
-        exact = least <= _EXACT or width * passes > least
-    if exact or width * passes // 2 > least:
+    width = -(-max(7 * rank // 4, rank + 8) // 16) * 16  # products like multiples of 16
+    fits = width * (passes // 2) <= least
+    if not fits or (least <= _EXACT if exact is None else exact):
         u, s, vh = xp.linalg.svd(m, full_matrices=False)
         left, s, right = u[:, :rank] * s[:rank], s[:rank], vh[:rank, :]
         return _measured(xp, m, left, s, right, total)
-    basis, image = _subspace(xp, m, width, passes, seed)
-    left, s, right = _decomposed(xp, basis, image, rank)
+    left, s, right = _approximate(xp, m, rank, width, passes, np.random.default_rng(seed))
     rest = total - number(xp.sum(xp.astype(s, xp.float64) ** 2))
     slack = _unit(xp, m) * total
     if rest * _DOUBTFUL <= slack:
         return _measured(xp, m, left, s, right, total)
-    error = math.sqrt(rest / total)
-    return LowRank(left, right, s, error, math.sqrt((rest + slack) / total))
+    return LowRank(left, right, s, math.sqrt(rest / total), math.sqrt((rest + slack) / total))
 
 
-def _subspace(xp: Any, m: Any, width: int, passes: int, seed: int) -> tuple[Any, Any]:
-    """Return an orthonormal basis Q (m, w) of a block Krylov space, and QᵀM (w, n)."""
-    noise = np.random.default_rng(seed).standard_normal((m.shape[1], width))
-    block = m @ _like(xp, noise, m)
-    bases: list[Any] = []
-    images: list[Any] = []
-    while True:
-        basis = _orthonormal(xp, block, bases)
-        image = xp.matrix_transpose(basis) @ m
-        bases.append(basis)
-        images.append(image)
-        if len(bases) == passes // 2:
-            return xp.concat(bases, axis=1), xp.concat(images, axis=0)
-        block = m @ xp.linalg.qr(xp.matrix_transpose(image), mode="reduced")[0]
+def _approximate(
+    xp: Any, m: Any, rank: int, width: int, passes: int, rng: np.random.Generator
+) -> tuple[Any, Any, Any]:
+    """Return the first singular triples of M on a block Krylov space, as left, σ, right.
+
+    The last pass is a product with the whole space: M W for an orthonormal W (n, w) after an even
+    number of passes, Mᵀ Q for a Q (m, w) after an odd one.
+    """
+    transposed = xp.matrix_transpose(m)
+    spaces: tuple[list[Any], list[Any]] = ([], [])  # of the rows' side, and of the columns'
+    images: tuple[list[Any], list[Any]] = ([], [])  # M W, and Mᵀ Q
+    block = _start(xp, m, width, rng)
+    for turn in range(passes - 1):
+        side = turn % 2
+        # Bases of the side that M isn't projected on only have to point well.
+        rounds = 2 if side == passes % 2 else 1
+        basis = _orthonormal(xp, block, spaces[side], rounds)
+        spaces[side].append(basis)
+        block = (transposed if side else m) @ basis
+        images[side].append(block)
+    side = passes % 2
+    space, image = (xp.concat(parts[side], axis=1) for parts in (spaces, images))
+    gram = xp.astype(xp.matrix_transpose(image), xp.float64) @ xp.astype(image, xp.float64)
+    values, vectors = xp.linalg.eigh(gram)
+    values = xp.astype(xp.sqrt(xp.clip(xp.flip(values)[:rank], 0.0)), m.dtype)
+    vectors = xp.astype(xp.flip(vectors, axis=1)[:, :rank], m.dtype)
+    there, here = image @ vectors, space @ vectors
+    if not side:
+        return there, values, xp.matrix_transpose(here)
+    unit = there / xp.where(values > 0, values, 1.0)
+    return here * values, values, xp.matrix_transpose(unit)
 
 
-def _orthonormal(xp: Any, block: Any, bases: list[Any]) -> Any:
+def _start(xp: Any, m: Any, width: int, rng: np.random.Generator) -> Any:
+    """Return (n, w) of directions in which M is large, from a sketch of its rows in one pass."""
+    rows, columns = m.shape
+    short = max(_SKETCH, 5 * width + 1)
+    if 2 * short > rows:
+        return _like(xp, rng.standard_normal((columns, width)), m)
+    # Row i goes into sum i modulo an odd number: neither neighbours nor the like features of all
+    # heads come together.
+    many = rows // short
+    signs = _like(xp, rng.choice((-1.0, 1.0), (short, 1, many)), m)
+    body, rest = m[: short * many, :], m[short * many :, :]
+    apart = xp.permute_dims(xp.reshape(body, (many, short, columns)), (1, 0, 2))
+    sketch = (signs @ apart)[:, 0, :]
+    if rest.shape[0]:
+        sketch = xp.concat((sketch[: rest.shape[0], :] + rest, sketch[rest.shape[0] :, :]), axis=0)
+    across = xp.matrix_transpose(sketch)
+    block = across @ _like(xp, rng.standard_normal((short, width)), m)
+    return across @ _normalised(xp, sketch @ _normalised(xp, block))
+
+
+def _orthonormal(xp: Any, block: Any, bases: list[Any], rounds: int) -> Any:
     """Return an orthonormal basis of a block, orthogonal to those before.
 
-    Once more after the columns have length 1: a column that nothing was left of is rounding, some
-    of it along the former bases.
+    It takes two rounds: what was small before its columns had length 1 is rounding, some of it
+    along the former bases.
     """
-    for _ in range(2 if bases else 1):
+    for _ in range(rounds):
         for basis in bases:
             block = block - basis @ (xp.matrix_transpose(basis) @ block)
-        block = xp.linalg.qr(block, mode="reduced")[0]
+        block = _normalised(xp, block)
     return block
 
 
-def _decomposed(xp: Any, basis: Any, image: Any, rank: int) -> tuple[Any, Any, Any]:
-    """Return the first singular triples of Q (QᵀM), the left vectors times their values."""
-    u, s, vh = xp.linalg.svd(image, full_matrices=False)
-    return (basis @ u[:, :rank]) * s[:rank], s[:rank], vh[:rank, :]
+def _normalised(xp: Any, block: Any) -> Any:
+    """Return an orthonormal basis of a block's columns: by its Gram matrix where that suffices.
+
+    Source: Stathopoulos and Wu 2002, doi 10.1137/S1064827500370883 (SVQB).
+    """
+    values, vectors = xp.linalg.eigh(xp.astype(xp.matrix_transpose(block) @ block, xp.float64))
+    if not number(values[0]) > 1e3 * float(xp.finfo(block.dtype).eps) * number(values[-1]):
+        return xp.linalg.qr(block, mode="reduced")[0]
+    return block @ xp.astype(vectors / xp.sqrt(values), block.dtype)
 
 
 def _measured(xp: Any, m: Any, left: Any, s: Any, right: Any, total: float) -> LowRank:
@@ -158,7 +203,7 @@ def _blocks(m: Any) -> Iterator[slice]:
 
 def _unit(xp: Any, m: Any) -> float:
     """Return the relative rounding of a sum over M's elements, with room to spare."""
-    return 4 * float(xp.finfo(m.dtype).eps) * math.sqrt(max(m.shape))
+    return 2 * float(xp.finfo(m.dtype).eps) * math.sqrt(max(m.shape))
 
 
 def _like(xp: Any, noise: np.ndarray, m: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunemath.arrays import numeric, plain
+from tunemath.arrays import known, numeric, plain
 from tunemath.errors import ShapeError
 from tunemath.space.delta import check_factors
 
@@ -19,12 +19,15 @@ __all__ = [
     "stable_rank",
 ]
 
+_ROUND = 1e-6  # ratio of a Gram matrix's eigenvalues from which its root has ten digits
+
 
 def factor_singular_values(A: Any, B: Any, scale: float = 1.0) -> Any:
     """Return the singular values of ``s·B A`` without ever forming it.
 
-    Let B = Q_B R_B and Aᵀ = Q_A R_A be thin QR factorisations. Q_B and Q_A have orthonormal
-    columns, so ``σ(s·B A) = |s| σ(R_B R_Aᵀ)``, a matrix of at most r × r.
+    Let B = Q_B R_B and Aᵀ = Q_A R_A with orthonormal columns in Q_B and Q_A. Then
+    ``σ(s·B A) = |s| σ(R_B R_Aᵀ)``, a matrix of at most r × r. R is a root of the Gram matrix in
+    float64, and comes from a QR factorisation where that would cost digits.
 
     ``A`` (…, r, d_in); ``B`` (…, d_out, r); ``scale`` is s. Returns (…, min(r, d_in, d_out)),
     descending; the update's other singular values are exactly zero.
@@ -34,10 +37,20 @@ def factor_singular_values(A: Any, B: Any, scale: float = 1.0) -> Any:
     """
     xp, a, b = numeric(A, B)
     check_factors(a, b)
-    r_b = xp.linalg.qr(b, mode="reduced")[1]
-    r_a = xp.linalg.qr(xp.matrix_transpose(a), mode="reduced")[1]
-    core = xp.matmul(r_b, xp.matrix_transpose(r_a))
-    return abs(scale) * xp.linalg.svdvals(core)
+    core = xp.matmul(_root(xp, b), xp.matrix_transpose(_root(xp, xp.matrix_transpose(a))))
+    return abs(scale) * xp.astype(xp.linalg.svdvals(core), b.dtype)
+
+
+def _root(xp: Any, y: Any) -> Any:
+    """Return R, with as many columns as y, for which RᵀR = yᵀy."""
+    if y.shape[-2] > y.shape[-1]:
+        y = xp.astype(y, xp.float64)
+        gram = xp.matmul(xp.matrix_transpose(y), y)
+        values, vectors = xp.linalg.eigh(gram)
+        # The root of a Gram matrix loses twice the digits that the condition number has.
+        if known(xp.all(values[..., 0] > _ROUND * values[..., -1])):
+            return xp.sqrt(values)[..., None] * xp.matrix_transpose(vectors)
+    return xp.linalg.qr(xp.astype(y, xp.float64), mode="reduced")[1]
 
 
 def effective_rank(singular_values: Any) -> Any:
