@@ -141,7 +141,7 @@ def bounds(trials: int = 200) -> dict[str, Any]:
         exact = matrix.astype(np.float64)
         left, right = (np.asarray(f).astype(np.float64) for f in (fit.left, fit.right))
         error = np.linalg.norm(exact - left @ right) / np.linalg.norm(exact)
-        held[kind] += error <= fit.bound
+        held[kind] += int(error <= fit.bound)
         tightest[kind] = max(tightest[kind], fit.bound - float(error))
     return {
         "trials": trials,
