@@ -131,7 +131,7 @@ def refuse_wrong_types(config: AdapterConfig) -> None:
             continue
         lists = (tuple, set, frozenset) if list in wanted else ()
         good = isinstance(value, (*wanted, *lists)) and not isinstance(value, bool)
-        if good and key in _ELEMENTS and not isinstance(value, str | int):
+        if good and key in _ELEMENTS and isinstance(value, list | tuple | set | frozenset):
             good = all(type(each) is _ELEMENTS[key] for each in value)
         if not good:
             raise ModelError(f"{config.peft_type}: {key} is {value!r:.60}; expected {words}")

@@ -140,7 +140,8 @@ def _refuse_adapted(
             raise ModelError(
                 f"{config.peft_type}: {module.name} is adapted, and copied by modules_to_save or "
                 f"as the head of task {config['task_type']}; PEFT can't do both: leave it out of "
-                "the targets, or give full names in modules_to_save"
+                "the targets (an adapter_config.json has exclude_modules for it), or give full "
+                "names in modules_to_save"
             )
 
 
