@@ -191,9 +191,10 @@ def test_pefts_own_configuration_is_read_as_it_is(product, config, tmp_path):
     values = json.loads((tmp_path / "adapter/adapter_config.json").read_text("utf-8"))
     write(tmp_path / "adapter/adapter_config.json", {**values, "inference_mode": True})
     again = product(config, "--peft-config", tmp_path / "adapter")
-    assert again["trainable"] == found["trainable"]
+    frozen = peft.LoraConfig.from_pretrained(tmp_path / "adapter")
+    assert (again["trainable"], again["total"]) == counts(llama(), frozen) == (0, found["total"])
     (note,) = again["notes"]
-    assert note.startswith("inference_mode is on")
+    assert f"freezes {found['trainable']:,} parameters" in note
 
 
 def test_unknown_keys_are_named(call, config, tmp_path):
@@ -234,6 +235,19 @@ def test_a_name_that_matches_nothing_is_an_error_with_those_near_it(
     )
     assert near in err
     assert err.endswith("correct it or leave it out\n")
+
+
+def test_settings_without_effect_are_findings(call, config, tmp_path):
+    path = adapter(
+        tmp_path, target_modules=["q_proj"], rank_pattern={"k_prj": 4}, layers_to_transform=[1, 9]
+    )
+    code, out, err = call(config, "--peft-config", path, "--json")
+    assert (code, err) == (0, "")
+    layers, ranks = json.loads(out)["findings"]
+    assert layers.startswith("layers_to_transform has 9, and the model's layers are 0 to 1")
+    assert ranks.startswith("rank_pattern has 'k_prj', which matches nothing that is adapted")
+    _, out, _ = call(config, "--peft-config", path)
+    assert "! rank_pattern has 'k_prj'" in " ".join(out.split())
 
 
 def test_a_contracts_target_that_matches_nothing_is_an_error(call, config):

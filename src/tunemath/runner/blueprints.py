@@ -66,7 +66,7 @@ def blueprint_from_transformers(
     once for a configuration, a task and a version of transformers. Raises `ModelError` where
     transformers cannot build it; the message has its reason.
     """
-    key = canonical_json([2, transformers.__version__, task_type, dict(config)])
+    key = canonical_json([3, transformers.__version__, task_type, dict(config)])
     folder = cache or cache_folder() / "blueprints"
     path = folder / f"{hash_bytes(key)}.json"
     kept = _kept(path)
@@ -130,7 +130,9 @@ def blueprint_of(model: nn.Module) -> Blueprint:
         if not own:
             continue
         tensors = tuple(_tensor(module, *each) for each in own)
-        modules.append(Module(name, _kind(module), tensors, _made_weight(module)))
+        kind, groups = _kind(module), getattr(module, "groups", 1)
+        weight = _made_weight(module)
+        modules.append(Module(name, kind, tensors, weight, groups if kind == "conv" else 1))
         for key, parameter in own:
             full = f"{name}.{key}" if name else key
             if id(parameter) in first:
@@ -162,7 +164,7 @@ def _kind(module: nn.Module) -> Kind:
         return "conv1d"
     if isinstance(module, nn.Embedding):
         return "embedding"
-    if isinstance(module, nn.modules.conv._ConvNd):
+    if isinstance(module, nn.modules.conv._ConvNd) and not module.transposed:
         return "conv"
     if isinstance(module, nn.MultiheadAttention):
         return "attention"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from math import prod
 from tunemath.space.blueprint import Blueprint, Module
 from tunemath.space.layers import layers_of, place_of
 from tunemath.space.peft.change import Change
+from tunemath.space.peft.match import near_to
 
 __all__ = ["BlockRow", "Coverage", "StackRow", "block_type", "coverage_of", "near_parameters"]
 
@@ -68,7 +68,10 @@ class Coverage:
     blocks: tuple[BlockRow, ...]
     stacks: tuple[StackRow, ...]
     findings: tuple[str, ...]
-    """Where it reaches much less than its targets suggest, a sentence each with what to do."""
+    """Settings without effect, and where much less is reached than the targets suggest.
+
+    A sentence each, with what to do.
+    """
     beside: tuple[str, ...] = ()
     """What it reaches otherwise than by training in the model's modules, a sentence each."""
 
@@ -110,7 +113,7 @@ def coverage_of(
     trained |= {name.rpartition(".")[0] for name in change.unfrozen}
     blocks = tuple(_blocks(blueprint, trained))
     stacks = tuple(_stacks(blueprint, {*trained, *_reached_places(blueprint, change, peft_type)}))
-    findings = []
+    findings = [*change.findings]
     if not (chosen_layers or _names_layers(asked)):
         findings += _missed_layers(blueprint, stacks, asked, field)
     findings += _missed_experts(blueprint, blocks, trained, asked, peft_type, field)
@@ -122,9 +125,7 @@ def near_parameters(blueprint: Blueprint, name: str, most: int = 3) -> list[str]
 
     They are given from as far back as the name that was asked for.
     """
-    parts = name.count(".") + 1
-    known = dict.fromkeys(".".join(n.split(".")[-parts:]) for n, _ in blueprint.tensors())
-    return difflib.get_close_matches(name, known, n=most)
+    return near_to(name, (full for full, _ in blueprint.tensors()), most)
 
 
 def _weights(module: Module) -> int:
@@ -231,7 +232,7 @@ def _missed_experts(
     field: str,
 ) -> Iterator[str]:
     """Say that fused experts are passed over, where feed-forward layers were asked for."""
-    if not _asks_for_feed_forward(blueprint, asked):
+    if not trained or not _asks_for_feed_forward(blueprint, asked):
         return
     rows = [row for row in blocks if row.block in _FEED_FORWARD]
     weights = sum(row.weights for row in rows)

@@ -10,9 +10,11 @@ from peft import AdamssConfig
 from peft_models import FAMILIES, NO_DEFAULTS, agree, blueprint, live_counts
 
 from tunemath.errors import ModelError
+from tunemath.space.ledger import Ledger
 from tunemath.space.peft import AdapterConfig, peft_change
 
 ALL = {"target_modules": "all-linear"}
+QUERIES = ["q_proj", "query", "down_proj", "intermediate.dense"]
 NO_CONV1D = ("gpt2",)
 
 # Each case: its settings, the families for which PEFT refuses them.
@@ -71,10 +73,35 @@ def test_counts_are_those_of_the_live_model_however_outputs_cluster(family, case
     assert agree(family, "ADAMSS", values) == (family not in refused)
 
 
+@pytest.mark.parametrize("clusters", [turns], indirect=True)
+@pytest.mark.parametrize(("s", "k"), [(2, 3), (4, 3), (4, 8), (5, 2)])
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_clusters_that_are_large_enough_have_the_whole_rank(family, s, k, clusters):
+    values = {"subspace_rank": s, "num_subspaces": k, "r": 3, "target_modules": QUERIES}
+    assert agree(family, "ADAMSS", values)
+    change = peft_change(blueprint(family), AdapterConfig("ADAMSS", **values))
+    assert f"clusters of subspace_rank {s} outputs or more" in change.notes[1]
+
+
+@pytest.mark.parametrize("clusters", [singles], indirect=True)
+def test_a_smaller_cluster_has_less_and_no_less_than_is_said(clusters):
+    values = {**ALL, "subspace_rank": 2, "num_subspaces": 3}
+    change = peft_change(blueprint("llama"), AdapterConfig("ADAMSS", **values))
+    least = int(change.notes[1].rpartition(" ")[2].replace(",", ""))
+    live, _ = live_counts("llama", AdamssConfig(task_type="CAUSAL_LM", **values))
+    assert least <= live < Ledger(blueprint("llama"), change).trainable
+
+
 @pytest.mark.parametrize("clusters", [turns, singles], indirect=True)
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_counts_that_the_weights_decide_are_refused_with_their_range(clusters, dynamic):
-    values = {**ALL, "subspace_rank": 2, "num_subspaces": 3, "use_dynamic_rank": dynamic}
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"subspace_rank": 2, "num_subspaces": 3, "use_dynamic_rank": True},
+        {"subspace_rank": 4, "num_subspaces": 9},  # of 16 or 32 outputs
+    ],
+)
+def test_counts_that_the_weights_decide_are_refused_with_their_range(clusters, settings):
+    values = {**ALL, **settings}
     with pytest.raises(ModelError, match=r"from ([\d,]+) to ([\d,]+) parameters") as refusal:
         peft_change(blueprint("llama"), AdapterConfig("ADAMSS", **values))
     least, most = re.findall(r"[\d,]{4,}", str(refusal.value))

@@ -23,15 +23,10 @@ from tunemath.space.peft.config import peft_facts
 from tunemath.space.peft.count import _TUNERS, tuner_of
 
 QUERY = {"target_modules": ["q_proj"], "r": 2}
-LLAMA = 2 * 2 * (32 + 32)  # rank 2 on the queries of both layers
 
 
 def change_of(family: str, **values) -> Change:
     return peft_change(blueprint(family), AdapterConfig("LORA", **values))
-
-
-def trained(family: str, **values) -> int:
-    return Ledger(blueprint(family), change_of(family, **values)).trainable
 
 
 # --- the registry and the facts
@@ -149,12 +144,6 @@ def test_four_bit_weights_count_by_their_logical_size():
             copy.deepcopy(model), peft.LoraConfig(target_modules=["packed", "head"], r=2)
         )
     assert live.get_nb_trainable_parameters() == (ledger.trainable, ledger.total)
-
-
-def test_an_adapter_saved_for_inference_is_counted_as_trained():
-    assert trained("llama", **QUERY, inference_mode=True) == LLAMA
-    (note,) = change_of("llama", **QUERY, inference_mode=True).notes
-    assert "inference_mode is on" in note
 
 
 def test_weights_that_peft_holds_as_buffers_are_noted():

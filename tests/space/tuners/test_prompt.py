@@ -65,7 +65,7 @@ def test_sequence_to_sequence_tasks_have_two_prompts(peft_type, task):
 
 def test_the_task_must_be_said():
     assert not agree("llama", "PROMPT_TUNING", {**N, "task_type": None})
-    with pytest.raises(ModelError, match="task_type is None; set it to one of SEQ_CLS"):
+    with pytest.raises(ModelError, match="task_type is None; set it to one of CAUSAL_LM"):
         peft_change(blueprint("llama"), AdapterConfig("PROMPT_TUNING", **N))
 
 

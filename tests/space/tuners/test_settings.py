@@ -7,7 +7,8 @@ import warnings
 import peft
 import pytest
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from peft_models import base, blueprint, task_of
+from peft_models import agree, agree_on, base, blueprint, task_of
+from torch import nn
 
 from tunemath.errors import ModelError
 from tunemath.space.peft import AdapterConfig, peft_change
@@ -85,9 +86,64 @@ def test_ranks_are_those_of_the_first_pattern_that_matches():
         ("PROMPT_TUNING", "num_virtual_tokens", "ten"),
         ("LOKR", "decompose_factor", None),
         ("OFT", "oft_block_size", "32"),
+        ("LORA", "layers_to_transform", [[0]]),
+        ("LORA", "layers_to_transform", ["0"]),
+        ("LORA", "exclude_modules", [["q_proj"]]),
+        ("LORA", "target_modules", [5]),
+        ("LORA", "layers_pattern", [None]),
+        ("LORA", "modules_to_save", [5]),
+        ("LORA", "task_type", ["CAUSAL_LM"]),
+        ("CPT", "cpt_token_ids", 5),
+        ("CPT", "cpt_mask", ["a"]),
+        ("TRAINABLE_TOKENS", "token_indices", None),
+        ("TRAINABLE_TOKENS", "token_indices", ["a"]),
     ],
 )
 def test_a_value_of_another_kind_is_refused_in_a_line(peft_type, key, value):
     config = AdapterConfig(peft_type, **{"target_modules": "all-linear", key: value})
     with pytest.raises(ModelError, match=f"{key} is .*; expected "):
         peft_change(blueprint("qwen3_moe"), config)
+
+
+@pytest.mark.parametrize(
+    ("peft_type", "values"),
+    [
+        ("LORA", {"trainable_token_indices": {"embed_tokens": ["a"]}}),
+        ("LORA", {"trainable_token_indices": {"embed_tokns": [1]}}),
+        ("LORA", {"task_type": "CAUSAL"}),
+        ("LORA", {"layer_replication": [["a", "b"]]}),
+        ("LORA", {"layer_replication": [[0, 1.5]]}),
+        ("LORA", {"layer_replication": [[0, 9]]}),
+        ("LORA", {"layer_replication": [[0]]}),
+        ("LORA", {"layer_replication": [None]}),
+        ("PROMPT_TUNING", {"num_transformer_submodules": -1}),
+        ("PROMPT_TUNING", {"token_dim": -8}),
+        ("PREFIX_TUNING", {"prefix_projection": True, "encoder_hidden_size": -3}),
+        ("P_TUNING", {"encoder_hidden_size": -3}),
+    ],
+)
+def test_what_peft_cannot_make_is_refused(peft_type, values):
+    needed = {"num_virtual_tokens": 4} if "TUNING" in peft_type else {"target_modules": ["q_proj"]}
+    assert not agree("llama", peft_type, {**needed, **values})
+
+
+def test_a_stack_that_is_no_list_is_not_used_again():
+    """PEFT takes lists of layers; a module named layers may be another."""
+    model = nn.Module()
+    model.layers = nn.ModuleDict({"first": nn.Linear(4, 4), "last": nn.Linear(4, 4)})
+    values = {"target_modules": ["first"], "layer_replication": [[0, 1]]}
+    assert not agree_on(model, "LORA", values)
+
+
+def test_a_name_of_tokens_that_matches_nothing_is_refused_with_those_near_it():
+    values = {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokns": [1]}}
+    with pytest.raises(ModelError, match=r"matches no module \(near it: embed_tokens\); the input"):
+        peft_change(blueprint("llama"), AdapterConfig("LORA", **values))
+
+
+@pytest.mark.parametrize("tokens", [None, 3])
+def test_tokens_that_are_no_list_are_refused(tokens):
+    """PEFT takes them for an index into the embedding, and then fails in its first step."""
+    values = {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": tokens}}
+    with pytest.raises(ModelError, match=f"has {tokens} for model.embed_tokens; expected a list"):
+        peft_change(blueprint("llama"), AdapterConfig("LORA", **values))

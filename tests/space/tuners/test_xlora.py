@@ -10,6 +10,7 @@ from peft_models import FAMILIES, agree_on, base, blueprint, task_of
 
 from tunemath.errors import ModelError
 from tunemath.runner.blueprints import blueprint_of
+from tunemath.space.blueprint.config import blueprint_of_config
 from tunemath.space.peft import AdapterConfig, peft_change
 
 # The families whose layers' names start with model., which is where PEFT loads adapters.
@@ -127,3 +128,33 @@ def test_a_folder_without_an_adapter_is_named(tmp_path):
     with pytest.raises(ModelError, match="give a mapping from names to folders"):
         change_of([str(tmp_path)])
     assert blueprint("llama").config["use_cache"]
+
+
+def test_a_configuration_that_does_not_say_has_the_cache_on(adapters):
+    values = {k: v for k, v in base("llama").config.to_dict().items() if k != "use_cache"}
+    config = AdapterConfig("XLORA", adapters={"0": adapters("llama")[0]}, hidden_size=32)
+    for model in (values, {**values, "use_cache": True}):
+        with pytest.raises(ModelError, match=r"unless its config\.json says otherwise"):
+            peft_change(blueprint_of_config(model), config)
+    assert peft_change(blueprint_of_config({**values, "use_cache": False}), config).shared
+    assert not agree_on(base("llama"), "XLORA", dict(config))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"hidden_size": "wide"}, "XLORA: hidden_size is 'wide'; set it to a whole number"),
+        ({"xlora_size": 2.5}, "XLORA: xlora_size is 2.5; set it to a whole number"),
+    ],
+)
+def test_sizes_are_whole_numbers(values, message, adapters):
+    config = AdapterConfig("XLORA", adapters={"0": adapters("llama")[0]}, **values)
+    with pytest.raises(ModelError, match=message):
+        peft_change(blueprint_of(uncached("llama")), config)
+
+
+def test_an_adapter_of_a_wrong_setting_is_refused(tmp_path):
+    values = {"peft_type": "LORA", "target_modules": ["q_proj"], "layers_to_transform": [[0]]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(values), "utf-8")
+    with pytest.raises(ModelError, match=r"layers_to_transform is .* expected a layer's number"):
+        change_of({"a": str(tmp_path)})

@@ -136,8 +136,14 @@ def _modules(weights: Mapping[str, Weight]) -> list[Module]:
         made = own.get(f"{name}.parametrizations.weight", {}).get("original1")
         kind = _kind(name, {"weight": made, **shapes} if made else shapes, own.keys(), transposed)
         tensors = sorted(shapes.items(), key=lambda item: (_ORDER.get(item[0], 9), item[0]))
-        found.append(Module(name, kind, tuple(tensors), made))
+        groups = None if kind == "conv" and _is_narrow(made or shapes["weight"]) else 1
+        found.append(Module(name, kind, tuple(tensors), made, groups))
     return found
+
+
+def _is_narrow(weight: tuple[int, ...]) -> bool:
+    """Whether each filter has one input: over a single channel, or depthwise."""
+    return weight[1:2] == (1,) and weight[0] > 1
 
 
 def _is_transposed(name: str, shapes: Shapes) -> bool:

@@ -35,6 +35,8 @@ class Module(NamedTuple):
     """Its own parameters, in the order in which the live module registers them."""
     weight: tuple[int, ...] | None = None
     """The weight's shape where it is made from other parameters, as by weight norm; else None."""
+    groups: int | None = 1
+    """Of a convolution, the groups that its channels fall into; None where shapes don't tell."""
 
     @property
     def short_name(self) -> str:
@@ -257,9 +259,11 @@ class Builder:
         """Add a norm: weight (width,), and a bias for LayerNorm."""
         self._add(name, "norm", (width,), (width,) if bias else None)
 
-    def conv(self, name: str, out: int, inner: int, *kernel: int, bias: bool = True) -> None:
-        """Add a convolution: weight (out, in / groups, *kernel), bias (out,)."""
-        self._add(name, "conv", (out, inner, *kernel), (out,) if bias else None)
+    def conv(
+        self, name: str, out: int, inner: int, *kernel: int, bias: bool = True, groups: int = 1
+    ) -> None:
+        """Add a convolution: weight (out, inner, *kernel), inner inputs a group, bias (out,)."""
+        self._add(name, "conv", (out, inner, *kernel), (out,) if bias else None, groups)
 
     def own(self, name: str, kind: Kind = "other", **tensors: Sequence[int]) -> None:
         """Add a module by its own parameters' shapes; without a name, this builder's own place."""
@@ -267,9 +271,14 @@ class Builder:
         self.modules.append(Module(self.full(name), kind, shapes))
 
     def _add(
-        self, name: str, kind: Kind, weight: tuple[int, ...], bias: tuple[int, ...] | None
+        self,
+        name: str,
+        kind: Kind,
+        weight: tuple[int, ...],
+        bias: tuple[int, ...] | None,
+        groups: int = 1,
     ) -> None:
         tensors: tuple[Tensor, ...] = (("weight", weight),)
         if bias is not None:
             tensors = (*tensors, ("bias", bias))
-        self.modules.append(Module(self._prefix + name, kind, tensors))
+        self.modules.append(Module(self._prefix + name, kind, tensors, groups=groups))

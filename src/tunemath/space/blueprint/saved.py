@@ -39,6 +39,8 @@ def from_json(text: str) -> Blueprint:
         ) from None
 
 
-def _module(name: str, kind: Any, tensors: list[Any], weight: list[int] | None) -> Module:
+def _module(
+    name: str, kind: Any, tensors: list[Any], weight: list[int] | None, groups: int | None
+) -> Module:
     own = tuple((key, tuple(shape)) for key, shape in tensors)
-    return Module(name, kind, own, None if weight is None else tuple(weight))
+    return Module(name, kind, own, None if weight is None else tuple(weight), groups)

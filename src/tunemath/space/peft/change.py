@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from tunemath.space.blueprint import Module
 
-__all__ = ["Change", "Group", "Part", "Shared", "grouped", "held"]
+__all__ = ["Change", "Group", "Part", "Shared", "frozen", "grouped", "held"]
 
 
 class Part(NamedTuple):
@@ -61,6 +61,8 @@ class Change:
     """The base's own parameters that the method takes out of the model, by full name."""
     notes: tuple[str, ...] = ()
     """Where PEFT's figures and the plain truth part, a sentence each."""
+    findings: tuple[str, ...] = ()
+    """The settings that have no effect on this model, a sentence each with what to do."""
     unmatched: tuple[str, ...] = ()
     """The target names asked for that matched nothing."""
 
@@ -79,6 +81,15 @@ def held(change: Change) -> Change:
                 f"the closed form gives {each.trainable} trainable parameters, its parts {parts}"
             )
     return change
+
+
+_Given = TypeVar("_Given", Group, Shared)
+
+
+def frozen(each: _Given) -> _Given:
+    """Return what modules are given, or what lies beside them, with nothing of it trained."""
+    parts = tuple(part._replace(trainable=False) for part in each.parts)
+    return replace(each, parts=parts, trainable=0)
 
 
 def grouped(

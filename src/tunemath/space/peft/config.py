@@ -12,6 +12,7 @@ from typing import Any
 
 from tunemath.errors import ModelError
 from tunemath.space.checkpoint import read_json
+from tunemath.space.peft.nested import unknown_nested
 
 __all__ = [
     "AdapterConfig",
@@ -34,6 +35,11 @@ _SHARED: dict[str, tuple[tuple[type, ...], str]] = {
     "alpha_pattern": ((dict,), "a mapping from names to numbers"),
     "trainable_token_indices": ((int, list, dict), "a list of indices or a mapping from names"),
     "layer_replication": ((list,), "a list of pairs of layers"),
+    "loftq_config": ((dict, type(None)), "a mapping of its settings"),
+    "token_indices": ((list,), "a list of tokens' numbers"),
+    "cpt_token_ids": ((list,), "a list of tokens' numbers"),
+    "cpt_mask": ((list,), "a list of numbers"),
+    "cpt_tokens_type_mask": ((list,), "a list of numbers"),
     **dict.fromkeys(
         (
             "num_virtual_tokens",
@@ -46,14 +52,24 @@ _SHARED: dict[str, tuple[tuple[type, ...], str]] = {
         ((int,), "a whole number"),
     ),
     "bias": ((str,), "a word, such as none or all"),
+    "task_type": ((str,), "one of PEFT's task types, such as CAUSAL_LM"),
 }
+
+
+# What the lists among them hold.
+_OF_NAMES = ("target_modules", "exclude_modules", "feedforward_modules", "modules_to_save",
+             "target_parameters", "layers_pattern")  # fmt: skip
+_OF_NUMBERS = ("layers_to_transform", "token_indices", "cpt_token_ids", "cpt_mask",
+               "cpt_tokens_type_mask")  # fmt: skip
+_ELEMENTS = {**dict.fromkeys(_OF_NAMES, str), **dict.fromkeys(_OF_NUMBERS, int)}
 
 
 class AdapterConfig(Mapping[str, Any]):
     """A PEFT configuration of any tuner type: a mapping of all its fields.
 
     ``AdapterConfig("LORA", r=16)`` fills in PEFT's defaults; `read` takes adapter_config.json.
-    ``unknown`` names the keys that this version of PEFT does not have and would ignore.
+    ``unknown`` names the keys that this version of PEFT does not have and would ignore; one within
+    another as ``use_bdlora.nblock``.
     """
 
     def __init__(self, peft_type: str, /, **values: Any) -> None:
@@ -64,7 +80,8 @@ class AdapterConfig(Mapping[str, Any]):
             hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(types)}"
             raise ModelError(f"peft_type {peft_type!r} is none of PEFT's; {hint}")
         fields = types[self.peft_type]["defaults"]
-        self.unknown = tuple(sorted(values.keys() - fields.keys() - {"peft_type"}))
+        nested = unknown_nested({key: values[key] for key in values.keys() & fields.keys()})
+        self.unknown = tuple(sorted((values.keys() - fields.keys() - {"peft_type"}) | {*nested}))
         self._values = {**fields, **{key: values[key] for key in values if key in fields}}
         self._values["peft_type"] = self.peft_type
 
@@ -113,7 +130,10 @@ def refuse_wrong_types(config: AdapterConfig) -> None:
         if not wanted or (value is None and defaults.get(key) is None):
             continue
         lists = (tuple, set, frozenset) if list in wanted else ()
-        if isinstance(value, bool) or not isinstance(value, (*wanted, *lists)):
+        good = isinstance(value, (*wanted, *lists)) and not isinstance(value, bool)
+        if good and key in _ELEMENTS and isinstance(value, list | tuple | set | frozenset):
+            good = all(type(each) is _ELEMENTS[key] for each in value)
+        if not good:
             raise ModelError(f"{config.peft_type}: {key} is {value!r:.60}; expected {words}")
 
 

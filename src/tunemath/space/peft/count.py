@@ -9,12 +9,15 @@ from typing import Any
 
 from tunemath.errors import ModelError
 from tunemath.space.blueprint import Blueprint
+from tunemath.space.blueprint.config import TASKS
 from tunemath.space.ledger import Ledger
 from tunemath.space.peft import match
 from tunemath.space.peft.change import Change, Group, held
 from tunemath.space.peft.config import AdapterConfig, refuse_lost_layers, refuse_wrong_types
+from tunemath.space.peft.inference import as_for_inference
+from tunemath.space.peft.lost import lost_settings
 from tunemath.space.peft.mixtures import fused_parameter, of_fused_experts
-from tunemath.space.peft.parameters import has_parameter
+from tunemath.space.peft.parameters import find_parameters, has_parameter
 from tunemath.space.peft.replication import change_of_replicated
 from tunemath.space.peft.saved import (
     saved_modules,
@@ -92,6 +95,7 @@ def peft_change(blueprint: Blueprint, config: AdapterConfig) -> Change:
     that the task adds, trainable tokens. Raises `ModelError` where PEFT refuses.
     """
     refuse_wrong_types(config)
+    _refuse_unknown_task(config)
     refuse_lost_layers(config)
     spans = config.get("layer_replication")
     if spans:
@@ -108,10 +112,19 @@ def peft_change(blueprint: Blueprint, config: AdapterConfig) -> Change:
     change = replace(
         change,
         groups=(*change.groups, *rows),
-        notes=(*change.notes, *_notes(blueprint, config)),
+        notes=(*change.notes, *_notes(blueprint)),
+        findings=tuple(lost_settings(blueprint, config, lambda: _adapted(blueprint, used, own))),
         unmatched=tuple(_unmatched(blueprint, config)),
     )
-    return held(change)
+    return held(as_for_inference(config, change))
+
+
+def _refuse_unknown_task(config: AdapterConfig) -> None:
+    if config["task_type"] is not None and config["task_type"] not in TASKS:
+        raise ModelError(
+            f"{config.peft_type}: task_type is {config['task_type']!r}; set it to one of "
+            f"{', '.join(TASKS)}, or leave it out"
+        )
 
 
 def tuner_of(peft_type: str) -> Any:
@@ -138,6 +151,12 @@ def _biases(blueprint: Blueprint, config: AdapterConfig, change: Change) -> froz
     return frozenset(f"{m.name}.bias" if m.name else "bias" for m in modules if m.bias)
 
 
+def _adapted(blueprint: Blueprint, config: AdapterConfig, change: Change) -> list[str]:
+    """Return the full names of the modules and single parameters that a tuner adapts."""
+    alone = find_parameters(blueprint, config.get("target_parameters") or ())
+    return [module.name for module in change.targets] + [each.full_name for each in alone]
+
+
 def unmatched_targets(blueprint: Blueprint, config: AdapterConfig) -> Iterator[str]:
     """Yield the target names that match nothing, nor an expert's layer that a model holds fused."""
     for name in match.unmatched_targets(blueprint, config):
@@ -155,14 +174,9 @@ def _unmatched(blueprint: Blueprint, config: AdapterConfig) -> Iterator[str]:
     yield from saved_unmatched(blueprint, config)
 
 
-def _notes(blueprint: Blueprint, config: AdapterConfig) -> Iterator[str]:
+def _notes(blueprint: Blueprint) -> Iterator[str]:
     if blueprint.quantisation in _BUFFERED:
         yield (
             f"PEFT's own total leaves out weights quantised as {blueprint.quantisation}, which it "
             "holds as buffers; here they count by their logical shapes"
-        )
-    if config.get("inference_mode"):
-        yield (
-            "inference_mode is on, as in every adapter that PEFT saved: the adapter is counted as "
-            "trained, while PEFT loads it frozen unless is_trainable=True"
         )

@@ -25,7 +25,14 @@ from tunemath.space.peft.names import (
     narrowing,
 )
 
-__all__ = ["Targets", "find_targets", "near_names", "require_kinds", "unmatched_targets"]
+__all__ = [
+    "Targets",
+    "find_targets",
+    "near_names",
+    "near_to",
+    "require_kinds",
+    "unmatched_targets",
+]
 
 _CLASSIFIERS = ("score", "classifier")
 # State-space layers that are no plain linear layers, whatever their class.
@@ -107,8 +114,17 @@ def unmatched_targets(blueprint: Blueprint, config: AdapterConfig) -> tuple[str,
 
 def near_names(blueprint: Blueprint, name: str, most: int = 3) -> list[str]:
     """Return the names of a model's modules that are most like one that it doesn't have."""
-    shorts = blueprint.by_short_name
-    known = [*blueprint.by_name] if "." in name else [*shorts]
+    return near_to(name, blueprint.by_name, most)
+
+
+def near_to(name: str, names: Iterable[str], most: int = 3) -> list[str]:
+    """Return those of some names that are most like one, from as far back as it goes.
+
+    >>> near_to("attn.q_prj", ["h.0.attn.q_proj", "h.1.attn.q_proj", "h.0.mlp.up"])
+    ['attn.q_proj']
+    """
+    parts = name.count(".") + 1
+    known = dict.fromkeys(".".join(each.split(".")[-parts:]) for each in names)
     return difflib.get_close_matches(name, known, n=most)
 
 

@@ -14,8 +14,10 @@ __all__ = [
     "compiled",
     "ends_in",
     "in_layers",
+    "layer_of",
     "name_filter",
     "narrowing",
+    "pattern_test",
     "pattern_value",
     "pattern_values",
     "shortened",
@@ -36,8 +38,13 @@ def pattern_value(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
 
 def pattern_values(patterns: Mapping[str, Any], default: Any) -> Callable[[str], Any]:
     """Return the function from a name to what ``rank_pattern`` has for it."""
-    tests = [(compiled(rf"(.*\.)?({p})$", p).match, value) for p, value in patterns.items()]
+    tests = [(pattern_test(pattern), value) for pattern, value in patterns.items()]
     return lambda name: next((value for test, value in tests if test(name)), default)
+
+
+def pattern_test(pattern: str) -> Callable[[str], Any]:
+    """Return whether a pattern of ``rank_pattern`` means a name, whole or after a dot."""
+    return compiled(rf"(.*\.)?({pattern})$", pattern).match
 
 
 def compiled(pattern: str, given: str) -> re.Pattern[str]:
@@ -97,26 +104,31 @@ def in_layers(
 ) -> Callable[[str], bool] | None:
     """Return whether a module lies in the layers asked for; None where all do.
 
-    Its layer is the first number in its name, after one of ``layers_pattern`` where that is given.
     A module that is asked for by its full name is taken in any layer.
     """
     layers = config.get("layers_to_transform")
     if layers is None or (isinstance(layers, list) and not layers):
         return None
     chosen = {layers} if isinstance(layers, int) else frozenset(layers)
+    number, whole = layer_of(config), shortened(blueprint, names)
+    return lambda name: name in whole or number(name) in chosen
+
+
+def layer_of(config: AdapterConfig) -> Callable[[str], int | None]:
+    """Return the function from a module's name to the layer that it lies in; None outside of them.
+
+    That is the first number in its name, after one of ``layers_pattern`` where that is given.
+    """
     given = config.get("layers_pattern") or ()
     given = [given] if isinstance(given, str) else given
     patterns = [compiled(rf"(?:^|.*?\.){each}\.(?P<idx>\d+)\.", each) for each in given]
     patterns = patterns or [re.compile(r".*?\.[^.]*\.(?P<idx>\d+)\.")]
-    whole = shortened(blueprint, names)
 
-    def inside(name: str) -> bool:
-        if name in whole:
-            return True
+    def number(name: str) -> int | None:
         match = next((m for m in (pattern.match(name) for pattern in patterns) if m), None)
-        return match is not None and int(match["idx"]) in chosen
+        return int(match["idx"]) if match else None
 
-    return inside
+    return number
 
 
 def shortened(blueprint: Blueprint, names: Sequence[str]) -> frozenset[str]:

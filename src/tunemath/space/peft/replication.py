@@ -65,11 +65,13 @@ def _stack(blueprint: Blueprint) -> tuple[str, int]:
     for stack in ("layers", "encoder.layer", "h"):
         name = place + stack
         if name in containers:
-            return name, 1 + max(
-                _layer(m.name, name) for m in blueprint.modules if _inside(m.name, name)
-            )
+            inside = (m.name for m in blueprint.modules if _inside(m.name, name))
+            layers = {each.removeprefix(f"{name}.").partition(".")[0] for each in inside}
+            if all(layer.isdecimal() for layer in layers):
+                return name, 1 + max(map(int, layers))
+            break
     raise ModelError(
-        f"layer_replication needs a stack named model.layers, encoder.layer or h; this "
+        f"layer_replication needs a list of layers, model.layers, encoder.layer or h; this "
         f"{blueprint.model_type or 'model'} has none there; leave layer_replication out"
     )
 
@@ -98,7 +100,7 @@ def _copies(
         layers.setdefault(_layer(module.name, stack), []).append(module)
     for new, old in enumerate(chosen):
         shared = first.setdefault(old, new)
-        for source in layers[old]:
+        for source in layers.get(old, ()):  # a layer without parameters has none
             rest = source.name.removeprefix(f"{stack}.{old}")
             name = f"{stack}.{new}{rest}"
             if shared != new:

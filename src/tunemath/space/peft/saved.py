@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from tunemath.errors import ModelError
 from tunemath.space.blueprint import Blueprint, Module
-from tunemath.space.peft.change import Change, Group, Part, grouped
+from tunemath.space.peft.change import Change, Group, Part, frozen, grouped
 from tunemath.space.peft.config import AdapterConfig
 from tunemath.space.peft.tying import tied_modules
 
@@ -139,8 +139,9 @@ def _refuse_adapted(
         if module.name in copied:
             raise ModelError(
                 f"{config.peft_type}: {module.name} is adapted, and copied by modules_to_save or "
-                f"as the head of task {config['task_type']}; PEFT can't do both: leave it "
-                "out by exclude_modules, or give full names in modules_to_save"
+                f"as the head of task {config['task_type']}; PEFT can't do both: leave it out of "
+                "the targets (an adapter_config.json has exclude_modules for it), or give full "
+                "names in modules_to_save"
             )
 
 
@@ -192,7 +193,7 @@ def _with_copies(group: Group, copies: _Copies | None) -> Iterator[Group]:
     if copies is None:
         yield group
         return
-    yield replace(group, parts=tuple(p._replace(trainable=False) for p in group.parts), trainable=0)
+    yield frozen(group)
     inner = tuple(Part(f"modules_to_save.{part.name}", part.shape) for part in group.parts)
     size = sum(part.parameters for part in inner)
     yield Group(

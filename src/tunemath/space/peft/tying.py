@@ -10,9 +10,10 @@ from tunemath.errors import ModelError
 from tunemath.space.blueprint import Blueprint, Module
 from tunemath.space.peft.change import Change, Group, Part, grouped
 from tunemath.space.peft.config import AdapterConfig
+from tunemath.space.peft.match import near_names
 from tunemath.space.peft.names import compiled
 
-__all__ = ["tied_modules", "token_rows", "with_tied_saved", "with_tied_targets"]
+__all__ = ["row_count", "tied_modules", "token_rows", "with_tied_saved", "with_tied_targets"]
 
 # The last parts of names by which PEFT knows embeddings and heads.
 _EMBEDDINGS = ("embed_tokens", "lm_head")
@@ -102,7 +103,8 @@ def token_rows(
     for name, tokens in asked.items():
         if name not in follow:
             for module in _meant(blueprint, config, name):
-                rows.setdefault(module.name, _count(config, module, tokens))
+                count = row_count(config, "trainable_token_indices", module, tokens)
+                rows.setdefault(module.name, count)
     for name in rows:
         if name in adapted or name in saved:
             other = "modules_to_save, which trains all of it" if name in saved else "target_modules"
@@ -133,9 +135,11 @@ def _meant(blueprint: Blueprint, config: AdapterConfig, name: str) -> list[Modul
     every = (*blueprint.containers, *blueprint.by_name)
     names = list(dict.fromkeys(each for each in every if each.endswith(name)))
     if not names:
+        near = ", ".join(near_names(blueprint, name))
+        hint = f" (near it: {near})" if near else ""
         raise ModelError(
-            f"{config.peft_type}: trainable_token_indices has {name!r}, which matches no module; "
-            f"the input embedding is {blueprint.embedding or 'not known'}"
+            f"{config.peft_type}: trainable_token_indices has {name!r}, which matches no module"
+            f"{hint}; the input embedding is {blueprint.embedding or 'not known'}"
         )
     for each in names:
         if each not in blueprint.by_name or blueprint.by_name[each].kind not in (
@@ -149,13 +153,14 @@ def _meant(blueprint: Blueprint, config: AdapterConfig, name: str) -> list[Modul
     return [blueprint.by_name[each] for each in names]
 
 
-def _count(config: AdapterConfig, module: Module, tokens: Any) -> int:
+def row_count(config: AdapterConfig, field: str, module: Module, tokens: Any) -> int:
+    """Return the number of token ids, each of which must be a row of the module."""
     rows = module.shape[0]
-    if not isinstance(tokens, list | tuple) or not all(
-        isinstance(token, int) and -rows <= token < rows for token in tokens
-    ):
+    given = tokens if isinstance(tokens, list | tuple) else [tokens]
+    wrong = [each for each in given if not (isinstance(each, int) and -rows <= each < rows)]
+    if wrong or given is not tokens:
         raise ModelError(
-            f"{config.peft_type}: trainable_token_indices has {tokens!r} for {module.name}; "
+            f"{config.peft_type}: {field} has {(wrong or given)[0]!r:.60} for {module.name}; "
             f"expected a list of numbers from 0 to {rows - 1}"
         )
-    return len(tokens)
+    return len(given)

@@ -91,7 +91,8 @@ class _Deberta:
             if "layer_norm" in (kind.strip() for kind in kinds):
                 b.norm("LayerNorm", d, True)
             if f.has("conv_kernel_size") and f.size("conv_kernel_size", least=0):
-                b.conv("conv.conv", d, self._per_group(f), f.size("conv_kernel_size"))
+                per_group, groups = self._grouped(f)
+                b.conv("conv.conv", d, per_group, f.size("conv_kernel_size"), groups=groups)
                 b.norm("conv.LayerNorm", d, True)
 
     def _distances(self, f: Fields) -> int:
@@ -107,10 +108,11 @@ class _Deberta:
         return f.size("max_position_embeddings")
 
     @staticmethod
-    def _per_group(f: Fields) -> int:
+    def _grouped(f: Fields) -> tuple[int, int]:
+        """Return the inputs of a group of channels, and the number of groups."""
         if f.has("conv_groups"):
-            return f.split("hidden_size", "conv_groups")
-        return f.size("hidden_size")
+            return f.split("hidden_size", "conv_groups"), f.size("conv_groups")
+        return f.size("hidden_size"), 1
 
     @staticmethod
     def _head(draft: Draft, f: Fields, ending: str) -> None:

@@ -31,9 +31,9 @@ def adalora(blueprint: Blueprint, config: AdapterConfig) -> Change:
     config, _ = with_tied_targets(blueprint, config)
     r = whole(config, "init_r", least=0)
     targets = layers(blueprint, config, "linear", "conv1d", "conv")
-    groups = []
+    groups, notes = [], []
     for modules in grouped(require_dimensions(targets, config, 2)).values():
-        channels, d_out, kernel = widths(config, modules[0])
+        channels, d_out, kernel, split = widths(config, modules[0])
         d_in = channels * prod(kernel)
         parts = (
             Part("lora_A", (r, d_in)),
@@ -42,8 +42,13 @@ def adalora(blueprint: Blueprint, config: AdapterConfig) -> Change:
             Part("ranknum", (1,), trainable=False),
         )
         groups.append(Group(modules, parts, r * (d_in + d_out + 1)))
-    note = f"PEFT's total has the rank itself, a number for each of {len(targets)} layers"
-    return Change(tuple(groups), notes=(note,))
+        if split > 1:
+            notes.append(
+                f"{modules[0].name} is a convolution of {split} groups: PEFT makes the adapter, "
+                "which then fails in its first step"
+            )
+    notes.append(f"PEFT's total has the rank itself, a number for each of {len(targets)} layers")
+    return Change(tuple(groups), notes=tuple(notes))
 
 
 def _refuse(blueprint: Blueprint, config: AdapterConfig) -> None:

@@ -18,15 +18,16 @@ def adamss(blueprint: Blueprint, config: AdapterConfig) -> Change:
     of r, d_out and the width of the input (with a bias, one more). A cluster of n outputs has
     A (min(s, R), R) and B (n, s). Pruning (``use_asa``) begins at the whole count.
 
-    Valid when s or K is 1: PEFT takes n for s where n < s, and clusters come from K-means on the
-    weights, so that other counts cannot be known without them. Those are refused.
+    Clusters come from K-means on the weights, and PEFT takes n for s where n < s: then fewer are
+    trained, which a note says. Counts that only the weights tell are refused: of ranks that follow
+    the weights (``use_dynamic_rank``), and of fewer than K s outputs.
 
     Source: Zheng et al. 2025, openreview.net/forum?id=8ZdWmpYxT0.
     """
     r, k = whole(config, "r"), whole(config, "num_subspaces")
     s = whole(config, "subspace_rank", least=0) or 1
     _check_settings(config)
-    groups, held, least = [], 0, 0
+    groups, held, least, crowded = [], 0, 0, False
     for modules in grouped(layers(blueprint, config, "linear")).values():
         d_out = modules[0].d_out
         d_in = modules[0].d_in + modules[0].bias
@@ -39,13 +40,21 @@ def adamss(blueprint: Blueprint, config: AdapterConfig) -> Change:
         groups.append(Group(modules, parts, clusters * rank * subspace + most * d_out))
         held += len(modules) * subspace * d_in
         least += len(modules) * (clusters * subspace + d_out)
-    if s > 1 and (k > 1 or config["use_dynamic_rank"]):
+        crowded |= clusters * most > d_out
+    if s > 1 and (config["use_dynamic_rank"] or crowded):
         raise ModelError(
             f"ADAMSS with subspace_rank {s} chooses ranks by the weights, which a count does not "
             f"see: from {least:,} to {sum(len(g.modules) * g.trainable for g in groups):,} "
-            "parameters are trained; set subspace_rank to 1 for a count that is sure"
+            "parameters are trained; turn use_dynamic_rank off, and make num_subspaces or "
+            "subspace_rank smaller"
         )
-    return Change(tuple(groups), notes=(uncounted("the projections onto the subspaces", held),))
+    notes = [uncounted("the projections onto the subspaces", held)]
+    if s > 1 and k > 1:
+        notes.append(
+            f"the count is of clusters of subspace_rank {s} outputs or more; PEFT clusters by the "
+            f"weights, and where a cluster is smaller fewer are trained, at least {least:,}"
+        )
+    return Change(tuple(groups), notes=tuple(notes))
 
 
 def _check_settings(config: AdapterConfig) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from tunemath.space.blueprint import Blueprint
 from tunemath.space.peft.change import Change, Group, Part, grouped
 from tunemath.space.peft.config import AdapterConfig
-from tunemath.space.peft.tuners.refused import refuse_lost_layers
 from tunemath.space.peft.tuners.settings import layers, one_of, whole
 
 __all__ = ["deft"]
@@ -18,7 +17,6 @@ def deft(blueprint: Blueprint, config: AdapterConfig) -> Change:
 
     Source: Kumar et al. 2025, arXiv 2509.22793.
     """
-    refuse_lost_layers(config)
     one_of(config, "decomposition_method", ("relu", "qr"))
     groups = []
     for modules in grouped(layers(blueprint, config, "linear", "conv1d")).values():

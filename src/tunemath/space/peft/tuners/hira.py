@@ -7,7 +7,7 @@ from math import prod
 from tunemath.space.blueprint import Blueprint, Module
 from tunemath.space.peft.change import Change, Group, Part, grouped
 from tunemath.space.peft.config import AdapterConfig
-from tunemath.space.peft.tuners.factors import widths
+from tunemath.space.peft.tuners.factors import refuse_groups, widths
 from tunemath.space.peft.tuners.settings import layers, rank_of, whole
 
 __all__ = ["hira"]
@@ -31,7 +31,8 @@ def hira(blueprint: Blueprint, config: AdapterConfig) -> Change:
     groups = []
     for modules in grouped(targets, lambda m: (m[1:], rank(m))).values():
         module, r = modules[0], rank(modules[0])
-        d_in, d_out, kernel = widths(config, module)
+        refuse_groups(config, module)
+        d_in, d_out, kernel, _ = widths(config, module)
         name = "hira_embedding_{}" if module.kind == "embedding" else "hira_{}"
         parts = (
             Part(name.format("A"), (r, d_in, *kernel)),

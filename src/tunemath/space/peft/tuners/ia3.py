@@ -10,6 +10,7 @@ from tunemath.space.blueprint import Blueprint, Module
 from tunemath.space.peft.change import Change, Group, Part, grouped
 from tunemath.space.peft.config import AdapterConfig, default_targets
 from tunemath.space.peft.names import compiled
+from tunemath.space.peft.tuners.factors import widths
 from tunemath.space.peft.tuners.settings import layers
 from tunemath.space.peft.tuners.targets import require_dimensions
 
@@ -32,7 +33,7 @@ def ia3(blueprint: Blueprint, config: AdapterConfig) -> Change:
         first = modules[0]
         inputs = _is_feedforward(first.name, feedforward)
         if first.kind == "conv":
-            width = first.shape[1] if inputs else first.shape[0]
+            width = widths(config, first).d_in if inputs else first.shape[0]
             shape = (1, width, *[1] * (len(first.shape) - 2))
         else:
             width = first.d_in if inputs else first.d_out

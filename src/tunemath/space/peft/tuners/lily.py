@@ -10,13 +10,11 @@ from tunemath.space.blueprint import Blueprint, Module
 from tunemath.space.peft.change import Change, Group, Part
 from tunemath.space.peft.config import AdapterConfig
 from tunemath.space.peft.match import find_targets, require_kinds
-from tunemath.space.peft.tuners.refused import refuse_lost_layers
+from tunemath.space.peft.names import shortened
 from tunemath.space.peft.tuners.settings import whole
 
 __all__ = ["lily"]
 
-# From so many target names on, PEFT cuts them down to the shortest endings that tell them apart.
-_MANY = 20
 _NARROWING = ("exclude_modules", "layers_pattern", "layers_to_transform", "modules_to_save")
 
 
@@ -28,7 +26,6 @@ def lily(blueprint: Blueprint, config: AdapterConfig) -> Change:
 
     Source: Zhong et al. 2024, arXiv 2407.09946.
     """
-    refuse_lost_layers(config, with_pattern=True)
     r, stride, b = whole(config, "r"), whole(config, "stride_A"), whole(config, "num_B", least=2)
     groups = []
     for layers in _sharing(blueprint, config):
@@ -89,30 +86,4 @@ def _target_names(blueprint: Blueprint, config: AdapterConfig, asked: object) ->
     else:
         assert isinstance(asked, Sequence)
         names = [str(name) for name in asked]
-    return _shortened(blueprint, names) if len(names) >= _MANY else names
-
-
-def _shortened(blueprint: Blueprint, names: Sequence[str]) -> list[str]:
-    """Return the shortest endings that only the named modules have, as PEFT does.
-
-    Each is ``q_proj`` rather than ``model.layers.0.self_attn.q_proj`` where nothing else ends so.
-    """
-    dotted = tuple(f".{name}" for name in names)
-    every = (*blueprint.containers, *blueprint.by_name)
-    others = [each for each in every if each not in names and not each.endswith(dotted)]
-    taken = {ending for other in others for ending in _suffixes(other)}
-    kept: list[str] = []
-    for name in sorted(names, key=_suffixes):
-        if not name.endswith(tuple(f".{each}" for each in kept)):
-            kept += [each for each in _suffixes(name) if each not in taken and each not in kept][:1]
-    return kept if kept and len(kept) < len(names) else list(names)
-
-
-def _suffixes(name: str) -> list[str]:
-    """Return a name's endings, shortest first.
-
-    >>> _suffixes("h.0.attn")
-    ['attn', '0.attn', 'h.0.attn']
-    """
-    parts = name.split(".")
-    return [".".join(parts[i:]) for i in reversed(range(len(parts)))]
+    return sorted(shortened(blueprint, names))

@@ -37,10 +37,11 @@ _alike = itemgetter(slice(1, None))  # all of a module but its name
 def lora(blueprint: Blueprint, config: AdapterConfig) -> Change:
     """Return LoRA's factors: A (r, d_in) and B (d_out, r), ``r (d_in + d_out)`` a layer.
 
-    Of an embedding d_in is the number of rows; of a convolution A is (r, d_in, *kernel). Torch's
-    attention has two layers, the projection to queries, keys and values and that of the output. A
-    tensor of E experts has E pairs of factors. Alpha, rsLoRA and dropout change no count; what
-    variants change is said in ``lora_variants``.
+    Of an embedding d_in is the number of rows; of a convolution A is (r, d_in, *kernel), and where
+    its channels fall into g groups B is (d_out, r / g). Torch's attention has two layers, the
+    projection to queries, keys and values and that of the output. A tensor of E experts has E pairs
+    of factors. Alpha, rsLoRA and dropout change no count; what variants change is said in
+    ``lora_variants``.
 
     Source: Hu et al. 2021, arXiv 2106.09685.
     """
@@ -55,10 +56,15 @@ def lora(blueprint: Blueprint, config: AdapterConfig) -> Change:
     modules, followed = _with_tied(blueprint, modules, tied)
     groups = [*_layers(blueprint, config, variant, modules, followed)]
     groups += _parameters(blueprint, config, variant, parameters, modules)
-    notes = (
+    notes = [
         f"the factors of {name} are those of {embedding}, transposed; PEFT counts them again"
         for name, embedding in followed.items()
-    )
+    ]
+    if parameters and config["layers_to_transform"] not in (None, []):
+        notes.append(
+            "layers_to_transform chooses among modules alone: PEFT adapts the single tensors of "
+            f"every layer, {len(parameters)} of them"
+        )
     return Change(tuple(groups), notes=tuple(notes))
 
 
@@ -120,21 +126,27 @@ def _layer(
 ) -> Group:
     """Return what each of some alike layers is given."""
     module = alike[0]
-    d_in, d_out, kernel = widths(config, module)
+    d_in, d_out, kernel, split = widths(config, module)
+    if r % split:
+        raise ModelError(
+            f"LORA: r is {r}, and {module.name} is a convolution of {split} groups; set r to a "
+            "multiple of them, or leave the layer out"
+        )
     pooled = _pooled(blueprint, config, module)
     a_side, b_side = (blocks.number if blocks.side == side else 1 for side in "ab")
+    inner = b_side * split
     frozen = variant == "mica"
     name = "lora_embedding_{}" if module.kind == "embedding" else "lora_{}.weight"
     added, more = added_parts(config, variant, module, r)
     parts = (
         Part(name.format("A"), (r, d_in // pooled // a_side, *kernel)),
-        Part(name.format("B"), (d_out, r // b_side, *(1 for _ in kernel)), trainable=not frozen),
+        Part(name.format("B"), (d_out, r // inner, *(1 for _ in kernel)), trainable=not frozen),
         *_bias(config, module, d_out, blocks),
         *added,
     )
     biases = d_out if config["lora_bias"] and blocks.side != "b" else 0
     factors = r * d_in * prod(kernel) // (pooled * a_side)
-    factors += 0 if frozen else d_out * r // b_side
+    factors += 0 if frozen else d_out * r // inner
     return Group(alike, parts, factors + biases + more)
 
 
@@ -195,7 +207,7 @@ def _parameters(
         return
     adapted = {m.name for m in modules}
     adapted |= {f"{m.name}.out_proj" for m in modules if m.kind == "attention"}
-    _refuse_beside_parameters(blueprint, config, variant, adapted)
+    _refuse_beside(parameters[0], blueprint, config, variant, adapted)
     rank = pattern_values(patterns_of(config, "rank_pattern"), config["r"])
     alike: dict[tuple[tuple[int, ...], int], list[Module]] = {}
     for parameter in parameters:
@@ -220,7 +232,7 @@ def _as_layer(parameter: TargetParameter, adapted: Collection[str]) -> Module:
         )
     if parameter.module.name in adapted:
         raise ModelError(
-            f"LORA: {parameter.full_name} is in target_parameters, and its module is a target; "
+            f"LORA: {parameter.full_name} is adapted as a single tensor, and its module too; "
             "set target_modules so that it isn't, or to []"
         )
     is_weight = parameter.name == "weight" and len(parameter.shape) == 2
@@ -228,8 +240,12 @@ def _as_layer(parameter: TargetParameter, adapted: Collection[str]) -> Module:
     return Module(parameter.full_name, "linear" if is_weight else "experts", tensors)
 
 
-def _refuse_beside_parameters(
-    blueprint: Blueprint, config: AdapterConfig, variant: str, adapted: Collection[str]
+def _refuse_beside(
+    parameter: TargetParameter,
+    blueprint: Blueprint,
+    config: AdapterConfig,
+    variant: str,
+    adapted: Collection[str],
 ) -> None:
     """Raise for what PEFT does not do to single tensors."""
     given = [name for name in ("lora_dropout", "lora_bias") if config[name]]
@@ -242,7 +258,9 @@ def _refuse_beside_parameters(
         given.append("fan_in_fan_out, as layers of kind conv1d have it")
     if given:
         raise ModelError(
-            f"LORA: target_parameters does not go with {', '.join(given)}; leave it out"
+            f"LORA: {parameter.full_name} is adapted as a single tensor, by target_parameters or "
+            "by the former names of its experts, which does not go with "
+            f"{', '.join(given)}; leave one of them out"
         )
 
 

@@ -9,13 +9,13 @@ that is trained or counted.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from tunemath.errors import ModelError
 from tunemath.space.blueprint import Blueprint, Module
 from tunemath.space.peft.change import Part
 from tunemath.space.peft.config import AdapterConfig
+from tunemath.space.peft.nested import refuse_nested
 from tunemath.space.peft.tuners.factors import widths
 
 __all__ = [
@@ -41,13 +41,8 @@ _VARIANTS: dict[str, tuple[str, ...]] = {
 # On quantised layers PEFT refuses these, or leaves them out without a word.
 _NOT_QUANTISED = ("kasa_config", "mica", "monteclora_config", "use_bdlora", "velora_config")
 _NO_DORA = ("aqlm", "awq", "eetq", "gptq")
-# The variants with settings of their own, and which of those must be positive.
-_NESTED: dict[str, tuple[str, ...]] = {
-    "kasa_config": (),
-    "monteclora_config": ("num_samples", "dirichlet_prior", "buffer_size"),
-    "use_bdlora": ("nblocks",),
-    "velora_config": ("num_groups", "scale"),
-}
+# The variants with settings of their own.
+_WITH_SETTINGS = ("kasa_config", "monteclora_config", "use_bdlora", "velora_config")
 # The initialisations that each kind of layer takes, besides true and false.
 _STARTS = {
     "linear": r"(?i:gaussian|olora|mica)|eva|loftq|orthogonal|lora_ga|pissa(_niter_\d+)?|corda.*",
@@ -62,6 +57,7 @@ _STARTS = {
 def refuse_settings(config: AdapterConfig) -> None:
     """Raise for settings that PEFT refuses together, whatever the model; AdaLoRA has them too."""
     kind, start = config.peft_type, config["init_lora_weights"]
+    refuse_nested(kind, config)
     if config["lora_bias"] and (config["use_dora"] or not isinstance(start, bool)):
         raise ModelError(
             f"{kind}: lora_bias goes with neither DoRA nor init_lora_weights {start!r}; turn "
@@ -79,7 +75,7 @@ def variant_of(blueprint: Blueprint, config: AdapterConfig) -> str:
     Raises `ModelError` for two of them at once and for settings that no layer takes.
     """
     asked = [name for name in ("alora_invocation_tokens", "use_dora") if config[name]]
-    asked += [name for name in _NESTED if config[name] is not None]
+    asked += [name for name in _WITH_SETTINGS if config[name] is not None]
     if config["init_lora_weights"] == "mica":
         asked.append("mica")
     if len(asked) > 1:
@@ -98,13 +94,6 @@ def variant_of(blueprint: Blueprint, config: AdapterConfig) -> str:
             f"LORA has {variant}, which PEFT does not apply to layers quantised as {form}; leave "
             "it out, or take the model as it was"
         )
-    settings = config[variant] if variant in _NESTED else {}
-    if not isinstance(settings, Mapping):
-        raise ModelError(f"LORA: {variant} is {settings!r}; set it to a mapping of its settings")
-    for name in _NESTED.get(variant, ()):
-        value = settings.get(name, 1)
-        if not isinstance(value, int | float) or value <= 0:
-            raise ModelError(f"LORA: {variant} has {name} {value!r}; set it to more than 0")
     return variant
 
 

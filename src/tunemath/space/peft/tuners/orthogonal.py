@@ -8,6 +8,7 @@ from tunemath.errors import ModelError
 from tunemath.space.blueprint import Blueprint, Kind, Module
 from tunemath.space.peft.change import Change, Group, Part, grouped
 from tunemath.space.peft.config import AdapterConfig
+from tunemath.space.peft.tuners.factors import refuse_groups, widths
 from tunemath.space.peft.tuners.settings import layers, uncounted, whole
 from tunemath.space.peft.tuners.targets import require_dimensions
 
@@ -26,7 +27,7 @@ def oft(blueprint: Blueprint, config: AdapterConfig) -> Change:
     size, number = _size_or_number(config, "oft_block_size", "r")
     groups = []
     for modules in _alike(blueprint, config, "linear", "conv", "embedding"):
-        d = _input_width(modules[0])
+        d = _input_width(config, modules[0])
         b = near_divisor(d, size) if size else d // near_divisor(d, number)
         blocks = 1 if config["block_share"] else d // b
         name = "oft_embedding_R" if modules[0].kind == "embedding" else "oft_R"
@@ -49,7 +50,8 @@ def boft(blueprint: Blueprint, config: AdapterConfig) -> Change:
     m = whole(config, "boft_n_butterfly_factor", least=0)
     groups, factor, permutations = [], 0, 0
     for modules in _alike(blueprint, config, "linear", "conv"):
-        d, d_out = _input_width(modules[0]), _outputs(modules[0])
+        refuse_groups(config, modules[0])
+        d, d_out = _input_width(config, modules[0]), _outputs(modules[0])
         if d % (size or number):
             name, value = ("boft_block_size", size) if size else ("boft_block_num", number)
             raise ModelError(
@@ -80,7 +82,8 @@ def hra(blueprint: Blueprint, config: AdapterConfig) -> Change:
     r = whole(config, "r")
     groups = []
     for modules in _alike(blueprint, config, "linear", "conv"):
-        d = _input_width(modules[0])
+        refuse_groups(config, modules[0])
+        d = _input_width(config, modules[0])
         groups.append(Group(modules, (Part("hra_u", (d, r)),), r * d))
     return Change(tuple(groups))
 
@@ -105,10 +108,10 @@ def _alike(
     return grouped(require_dimensions(layers(blueprint, config, *kinds), config, 2)).values()
 
 
-def _input_width(module: Module) -> int:
+def _input_width(config: AdapterConfig, module: Module) -> int:
     """Return what is rotated; of a convolution it is a square patch, so wide as it is high."""
     if module.kind == "conv":
-        return module.shape[1] * module.shape[2] ** 2
+        return widths(config, module).d_in * module.shape[2] ** 2
     return module.d_out if module.kind == "embedding" else module.d_in
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from tunemath.space.blueprint import Blueprint
 from tunemath.space.peft.change import Change, Group, Part, grouped
 from tunemath.space.peft.config import AdapterConfig
-from tunemath.space.peft.tuners.refused import refuse_lost_layers
 from tunemath.space.peft.tuners.settings import layers, whole
 
 __all__ = ["peanut"]
@@ -16,7 +15,6 @@ def peanut(blueprint: Blueprint, config: AdapterConfig) -> Change:
 
     Source: Zhong et al. 2024, arXiv 2410.01870.
     """
-    refuse_lost_layers(config, with_pattern=True)
     r, depth = whole(config, "r"), whole(config, "depth", least=0)
     between = tuple(
         Part(f"peanut_{side}.{i}.weight", (r, r))

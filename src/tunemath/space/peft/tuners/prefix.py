@@ -16,13 +16,14 @@ __all__ = ["cartridge", "prefix_tuning"]
 def prefix_tuning(blueprint: Blueprint, config: AdapterConfig) -> Change:
     """Return n keys and values a layer, d wide over all KV heads: ``2 L n d``.
 
-    With a projection through h units: ``n d + (d h + h) + 2 L d (h + 1)``.
+    With a projection through h units: ``n d + (d h + h) + 2 L d (h + 1)``, which PEFT makes only
+    where ``inference_mode`` is off.
 
     Source: Li and Liang 2021, arXiv 2101.00190.
     """
     sizes = prompt_sizes(blueprint, config, kv=True)
     n, d, h, both = sizes.tokens, sizes.width, sizes.hidden, 2 * sizes.layers * sizes.width
-    if not config["prefix_projection"]:
+    if not config["prefix_projection"] or config["inference_mode"]:
         prefix = Part("embedding.weight", (n, both))
         return encoder_change(blueprint, config, (prefix,), both * n)
     parts = (

@@ -52,11 +52,11 @@ def multitask_prompt_tuning(blueprint: Blueprint, config: AdapterConfig) -> Chan
 
 def _embedding_width(blueprint: Blueprint, config: AdapterConfig, sizes: Sizes) -> int:
     """Return the prompt's width; one that starts as words takes theirs, whatever token_dim says."""
-    if config["prompt_tuning_init"] not in _FROM_VOCABULARY:
-        return sizes.width
     if config["prompt_tuning_init"] == "TEXT":
         _require(config, "tokenizer_name_or_path")
         _require(config, "prompt_tuning_init_text")
+    if config["inference_mode"] or config["prompt_tuning_init"] not in _FROM_VOCABULARY:
+        return sizes.width
     return _words(blueprint, config)[1]
 
 
@@ -85,11 +85,15 @@ def p_tuning(blueprint: Blueprint, config: AdapterConfig) -> Change:
     MLP: ``N d + (d h + h) + (h² + h) + (h d + d)``. LSTM of l layers in both directions:
     ``N d + 8h (d + h + 2) + 8h (3h + 2)(l - 1) + (4h² + 2h) + (2h d + d)``.
 
+    With ``inference_mode`` PEFT makes no network.
+
     Source: Liu et al. 2021, arXiv 2103.10385.
     """
     sizes = prompt_sizes(blueprint, config)
     n, d, h = sizes.prompt, sizes.width, sizes.hidden
     prompt = Part("embedding.weight", (n, d))
+    if config["inference_mode"]:
+        return encoder_change(blueprint, config, (prompt,), n * d)
     if one_of(config, "encoder_reparameterization_type", ("MLP", "LSTM")) == "MLP":
         layers = (
             *linear_parts("mlp_head.0", d, h),
@@ -149,7 +153,7 @@ def cpt(blueprint: Blueprint, config: AdapterConfig) -> Change:
             f"CPT: cpt_token_ids has {outside}; the model's tokens are 0 to {rows - 1}"
         )
     parts = (
-        Part("embedding.weight", (len(ids), width), trainable=False),
+        Part("embedding.weight", (len(ids), d if config["inference_mode"] else width), False),
         Part("delta_embedding.weight", (len(ids), d)),
     )
     still = sum(each % 4 == 0 for each in types) * d

@@ -7,20 +7,13 @@ from typing import Any, NamedTuple
 
 from tunemath.errors import ModelError
 from tunemath.space.blueprint import Blueprint, Module
+from tunemath.space.blueprint.config import TASKS
 from tunemath.space.peft.change import Change, Part, Shared
 from tunemath.space.peft.config import AdapterConfig
 from tunemath.space.peft.tuners.settings import one_of, whole
 
 __all__ = ["Sizes", "encoder_change", "prompt_sizes", "word_embeddings"]
 
-_TASKS = (
-    "SEQ_CLS",
-    "SEQ_2_SEQ_LM",
-    "CAUSAL_LM",
-    "TOKEN_CLS",
-    "QUESTION_ANS",
-    "FEATURE_EXTRACTION",
-)
 _HEADED = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 
 # Where PEFT looks, in its order. It asks the configuration object for num_hidden_layers, which is
@@ -56,19 +49,22 @@ def prompt_sizes(blueprint: Blueprint, config: AdapterConfig, *, kv: bool = Fals
 
     Fields that the adapter's configuration sets come before the model's.
     """
-    one_of(config, "task_type", _TASKS)
+    one_of(config, "task_type", TASKS)
     tokens = whole(config, "num_virtual_tokens")
-    submodules = config["num_transformer_submodules"]
-    if submodules is None:
+    if config["num_transformer_submodules"] is None:
         submodules = 2 if config["task_type"] == "SEQ_2_SEQ_LM" else 1
+    else:
+        submodules = whole(config, "num_transformer_submodules")
     model = _language_part(blueprint.config)
     layers = _size(config, "num_layers", {**model, **blueprint.config}, _LAYERS)
     width = _size(config, "token_dim", model, _WIDTH)
     heads = _size(config, "num_attention_heads", model, _HEADS)
     if kv and "num_key_value_heads" in model:
         width = _kv_width(model, model["num_key_value_heads"] or heads, width // heads)
-    hidden = config.get("encoder_hidden_size")
-    return Sizes(tokens, submodules, layers, width, width if hidden is None else hidden)
+    hidden = width
+    if config.get("encoder_hidden_size") is not None:
+        hidden = whole(config, "encoder_hidden_size")
+    return Sizes(tokens, submodules, layers, width, hidden)
 
 
 def _language_part(model: Mapping[str, Any]) -> Mapping[str, Any]:

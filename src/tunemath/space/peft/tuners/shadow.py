@@ -12,7 +12,6 @@ from tunemath.space.peft.change import Change, Part, Shared
 from tunemath.space.peft.config import AdapterConfig
 from tunemath.space.peft.match import find_targets
 from tunemath.space.peft.tuners.parts import linear_parts
-from tunemath.space.peft.tuners.refused import refuse_lost_layers
 from tunemath.space.peft.tuners.settings import one_of, whole
 
 __all__ = ["shadow"]
@@ -50,7 +49,6 @@ def shadow(blueprint: Blueprint, config: AdapterConfig) -> Change:
 
     Source: Li et al. 2026, arXiv 2604.19254.
     """
-    refuse_lost_layers(config)
     one_of(config, "shadow_model", ("mirror",))
     r, d = whole(config, "r"), blueprint.hidden
     u = config["update_hidden_size"] or r

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tunemath.errors import ModelError
 from tunemath.space.blueprint import Blueprint, Module
 from tunemath.space.peft.change import Change, Group, Part, grouped
 from tunemath.space.peft.config import AdapterConfig
 from tunemath.space.peft.match import find_targets, require_kinds
 from tunemath.space.peft.tuners.refused import refuse_new_heads
+from tunemath.space.peft.tying import row_count
 
 __all__ = ["trainable_tokens"]
 
@@ -25,21 +25,10 @@ def trainable_tokens(blueprint: Blueprint, config: AdapterConfig) -> Change:
     modules = require_kinds(find_targets(blueprint, config), config, ("embedding", "linear"))
     groups = []
     for alike in grouped(modules).values():
-        n, d = _tokens(config, alike[0]), alike[0].shape[-1]
+        n = row_count(config, "token_indices", alike[0], config["token_indices"])
+        d = alike[0].shape[-1]
         groups.append(Group(alike, (Part("trainable_tokens_delta", (n, d)),), n * d))
     return Change(tuple(groups), notes=tuple(_parted(blueprint, modules)))
-
-
-def _tokens(config: AdapterConfig, module: Module) -> int:
-    """Return the number of token ids, each of which must be a row of the module."""
-    rows = module.shape[0]
-    outside = [each for each in config["token_indices"] if not -rows <= each < rows]
-    if outside:
-        raise ModelError(
-            f"TRAINABLE_TOKENS: token_indices has {outside}; the rows of {module.name} are 0 to "
-            f"{rows - 1}"
-        )
-    return len(config["token_indices"])
 
 
 def _parted(blueprint: Blueprint, targets: tuple[Module, ...]) -> Iterator[str]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 from tunemath.errors import ModelError
 from tunemath.space.blueprint import Blueprint, Module
-from tunemath.space.peft.change import Change, Group, Part, Shared
-from tunemath.space.peft.config import AdapterConfig, refuse_lost_layers
+from tunemath.space.peft.change import Change, Group, Part, Shared, frozen
+from tunemath.space.peft.config import AdapterConfig, refuse_lost_layers, refuse_wrong_types
 from tunemath.space.peft.mixtures import of_fused_experts
 from tunemath.space.peft.parameters import find_parameters
 from tunemath.space.peft.tuners.lora import lora
@@ -31,8 +30,13 @@ def xlora(blueprint: Blueprint, config: AdapterConfig) -> Change:
 
     Source: Buehler and Buehler 2024, arXiv 2402.07148.
     """
-    if blueprint.config.get("use_cache"):
-        raise ModelError("XLORA: PEFT refuses a model with use_cache; turn it off in its config")
+    model = blueprint.config
+    # A configuration with words has it on unless it says otherwise.
+    if model.get("use_cache", "vocab_size" in model):
+        raise ModelError(
+            "XLORA: PEFT refuses a model with use_cache, which is on unless its config.json says "
+            "otherwise; set use_cache to false there"
+        )
     adapters = config["adapters"] or {}
     if not isinstance(adapters, Mapping):
         raise ModelError(f"XLORA: adapters is {adapters!r}; give a mapping from names to folders")
@@ -41,7 +45,7 @@ def xlora(blueprint: Blueprint, config: AdapterConfig) -> Change:
     # PEFT calls the adapters 0, 1, …, and trains those among the given names.
     trained = [config["use_trainable_adapters"] and str(i) in adapters for i in range(len(experts))]
     groups = [
-        group if train else _frozen(group)
+        group if train else frozen(group)
         for expert, train in zip(experts, trained, strict=True)
         for group in expert.groups
     ]
@@ -72,6 +76,7 @@ def _expert(blueprint: Blueprint, path: Any) -> _Expert:
             f"XLORA: the adapter in {path} has {' and '.join(given)}; PEFT loads factors only: "
             "train an adapter without"
         )
+    refuse_wrong_types(config)
     refuse_lost_layers(config)
     config = of_fused_experts(blueprint, config)
     groups = lora(blueprint, config).groups
@@ -94,14 +99,10 @@ def _is_weighed(module: Module) -> bool:
     return module.kind in ("linear", "conv1d", "embedding")
 
 
-def _frozen(group: Group) -> Group:
-    parts = tuple(part._replace(trainable=False) for part in group.parts)
-    return replace(group, parts=parts, trainable=0)
-
-
 def _classifier(config: AdapterConfig, classes: int) -> Shared:
     """Return the classifier: d linear layers with biases, from h to n by s."""
-    h, s = config["hidden_size"] or 4096, config["xlora_size"]
+    h = 4096 if config["hidden_size"] is None else whole(config, "hidden_size")
+    s = whole(config, "xlora_size")
     d = whole(config, "xlora_depth")
     widths = [h, *(s for _ in range(d - 1)), classes]
     parts: list[Part] = []
