@@ -365,3 +365,30 @@ def test_limits_of_js_and_skewed_kl():
     """As the weight of p vanishes, both tell KL(p ‖ q)."""
     np.testing.assert_allclose(js_divergence(P, Q, weight=1e-9) / 1e-9, looped(loop_kl), rtol=1e-6)
     np.testing.assert_allclose(skewed_kl(P, Q, skew=1e-12), looped(loop_kl), rtol=1e-9)
+
+
+TINY = {
+    "kl": (kl_divergence, lambda r: (math.log(r), 1 - r)),
+    # With m = (p + q)/2: ½ log(p/m) by p, and ½ log(q/m) by q, as the divergence is ½ Σ of both.
+    "js": (js_divergence, lambda r: (math.log(2 * r / (1 + r)) / 2, math.log(2 / (1 + r)) / 2)),
+    # 4 (½ (p + q) − √(p q)).
+    "alpha": (partial(alpha_divergence, alpha=0.5), lambda r: (2 - 2 / r**0.5, 2 - 2 * r**0.5)),
+    # (p²/q − 2p + q) / 2.
+    "pearson": (partial(alpha_divergence, alpha=2), lambda r: (r - 1, (1 - r * r) / 2)),
+}
+
+
+@pytest.mark.parametrize("tiny", [1e-25, 1e-30, 3e-41])
+@pytest.mark.parametrize("ratio", [1.25, 0.8, 3.0])
+@pytest.mark.parametrize(("ours", "slopes"), TINY.values(), ids=TINY)
+def test_float32_gradients_of_tiny_probabilities(ours, slopes, ratio, tiny):
+    """The slopes of one outcome's term, p/q = ratio, where p² has underflowed."""
+    p = np.array([1.0, ratio * tiny], np.float32)
+    q = np.array([1.0, tiny], np.float32)
+    leaves = [torch.tensor(row, requires_grad=True) for row in (p, q)]
+    found = [torch.autograd.grad(ours(*leaves), leaves)]
+    if tiny > 1e-38:  # JAX flushes what is smaller
+        found.append(jax.grad(ours, argnums=(0, 1))(*map(jax.numpy.asarray, (p, q))))
+    for by_p, by_q in found:
+        expected = slopes(float(p[1]) / float(q[1]))
+        assert [float(by_p[1]), float(by_q[1])] == pytest.approx(expected, rel=2e-3, abs=1e-5)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from libraries import LIBRARIES, same
 
 from tunemath.errors import ShapeError
-from tunemath.objective import kl_from_logits
+from tunemath.objective import kl_from_logits, masked_mean
 
 # While JAX traces, no value can be looked at, and the general way is taken.
 traced = jax.jit(jax.value_and_grad(lambda z, y: kl_from_logits(z, y)))
@@ -187,3 +187,21 @@ def test_a_constant_changes_nothing(pairs, constant):
     moved = kl_from_logits(tuned + constant, base)
     assert moved == pytest.approx(kl_from_logits(tuned, base), rel=1e-6, abs=1e-11)
     assert kl_from_logits(tuned, tuned + constant) <= 1e-24
+
+
+@pytest.mark.parametrize(
+    ("tuned", "base"),
+    [
+        ([0.0, -math.inf], [-math.inf, -800.0]),
+        ([0.0, -5.0], [-math.inf, -2000.0]),
+        ([0.0, 1e4], [0.0, -math.inf]),
+    ],
+)
+def test_an_infinite_row_that_is_masked_out_leaves_no_trace_in_the_gradient(tuned, base):
+    rows = torch.tensor([[tuned, [1.0, 0.0]], [base, [0.0, 0.0]]], requires_grad=True)
+    kl = kl_from_logits(*rows.unbind(0))
+    assert kl[0] == math.inf
+    (gradient,) = torch.autograd.grad(masked_mean(kl, [False, True]), rows)
+    assert not gradient[:, 0].any()
+    (alone,) = torch.autograd.grad(kl_from_logits(rows[0, 1], rows[1, 1]), rows)
+    torch.testing.assert_close(gradient[:, 1], alone[:, 1])

@@ -165,7 +165,7 @@ def test_far_log_ratios_stay_finite(case, far):
         (
             lambda: bco_loss([0.0], [0.0], [1], 0.0, importance=[-1.0]),
             ValueError,
-            "importance holds values below 0 or NaN",
+            "importance holds negative numbers, infinity or NaN",
         ),
         (
             lambda: bco_loss([0.0], [0.0], [1], 0.0, importance=[1.0, 1.0]),

@@ -245,3 +245,23 @@ def test_torch_compiles_without_a_break(name):
     values, mask = torch.tensor([[1.0, 2.0], [3.0, 5.0]]), torch.tensor([[1, 0], [1, 1]])
     compiled = torch.compile(REDUCED[name], fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(values, mask), REDUCED[name](values, mask))
+
+
+@pytest.mark.parametrize("reduce", [masked_sum, sequence_sum])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_what_weighs_nothing_leaves_no_trace(poison, reduce):
+    values = torch.tensor([[poison, 1.0, 5.0]], requires_grad=True)
+    weights = torch.tensor([[0.0, 2.0, 0.0]], requires_grad=True)
+    total, weight = reduce(values, torch.ones(1, 3), weights)
+    expected = 2.0 if reduce is masked_sum else 1.0
+    assert (total.item(), weight.item()) == (expected, expected)
+    by_value, by_weight = torch.autograd.grad(total, (values, weights))
+    assert by_value.tolist() == [[0.0, 2.0 if reduce is masked_sum else 1.0, 0.0]]
+    # Σ w v by a weight is the value, also where the weight is 0.
+    expected = [0.0, 1.0, 5.0] if reduce is masked_sum else [-0.5, 0.0, 2.0]
+    assert by_weight.tolist() == [expected]
+
+
+def test_parts_whose_weights_are_no_number():
+    with pytest.raises(MaskError, match="nan values selected in 1 parts"):
+        pooled_mean([(1.0, float("nan"))])

@@ -12,7 +12,7 @@ from tunemath.objective.divergence import (
     skewed_kl,
     total_variation,
 )
-from tunemath.objective.logits_divergence import kl_from_logits
+from tunemath.objective.logits_divergence import check_possible, kl_from_logits
 
 __all__ = ["Divergence", "distillation_loss"]
 
@@ -55,7 +55,7 @@ def distillation_loss(
 
     Valid when both models share one vocabulary, in one order. −∞ is allowed for tokens that can't
     occur; forward KL is infinite where the student excludes one that the teacher does not,
-    reverse KL the other way round.
+    reverse KL the other way round. A row of nothing but −∞ raises.
 
     >>> student, teacher = [[0.0, 0.0]], [[0.0, 2.0]]
     >>> [round(float(distillation_loss(student, teacher, temperature=t)[0]), 6) for t in (1, 4)]
@@ -70,6 +70,7 @@ def distillation_loss(
         raise ValueError(f"temperature is {temperature!r}; expected a number above 0, such as 2.0")
     xp, student, teacher = numeric(student_logits, teacher_logits)
     check_outcomes(student_logits=student, teacher_logits=teacher)
+    check_possible(xp, student_logits=student, teacher_logits=teacher)
     student, teacher = student / temperature, constant(teacher) / temperature
     if divergence == "forward_kl":
         return plain(temperature**2 * kl_from_logits(teacher, student))

@@ -235,7 +235,6 @@ class _Pair(NamedTuple):
     gap: Any  # q − p
     log_p: Any  # 0 unless both
     u: Any  # log(q/p), 0 unless both
-    low: Any  # the smaller over the larger
     both: Any  # p > 0 and q > 0
     p_only: Any  # p > 0 and q = 0
     q_only: Any  # p = 0 and q > 0
@@ -257,11 +256,13 @@ def _from_probabilities(xp: Any, p: Any, q: Any, where: tuple[Any, Any, Any]) ->
     safe_p, safe_q = xp.where(where[0], p, 1.0), xp.where(where[0], q, 1.0)
     close = xp.abs(safe_q - safe_p) < 0.5 * safe_p
     log_p = xp.log(safe_p)
-    relative = xp.where(close, safe_q - safe_p, 0.0) / safe_p
+    # The derivative of a quotient has 1/p²: a tiny p is lifted (by a power of two, exactly), or it
+    # would overflow.
+    tiny = math.sqrt(float(xp.finfo(p.dtype).smallest_normal))
+    lift = xp.where(safe_p < tiny, 1 / tiny, xp.ones_like(safe_p))
+    relative = xp.where(close, (safe_q - safe_p) * lift, 0.0) / (safe_p * lift)
     u = xp.where(close, xp.log1p(relative), xp.log(safe_q) - log_p)
-    larger = xp.maximum(p, q)
-    low = xp.minimum(p, q) / xp.where(larger > 0, larger, 1.0)
-    return _Pair(p, q, q - p, log_p, u, low, *where)
+    return _Pair(p, q, q - p, log_p, u, *where)
 
 
 def _from_logs(xp: Any, log_p: Any, log_q: Any, where: tuple[Any, Any, Any]) -> _Pair:
@@ -271,8 +272,7 @@ def _from_logs(xp: Any, log_p: Any, log_q: Any, where: tuple[Any, Any, Any]) -> 
     u = safe_q - safe_p
     close = where[0] & (xp.abs(u) < 1)
     gap = xp.where(close, p * xp.expm1(xp.clip(u, -1.0, 1.0)), q - p)
-    low = xp.where(where[0], xp.exp(-xp.abs(u)), 0.0)
-    return _Pair(p, q, gap, safe_p, u, low, *where)
+    return _Pair(p, q, gap, safe_p, u, *where)
 
 
 def _swapped(pair: _Pair) -> _Pair:
@@ -282,7 +282,6 @@ def _swapped(pair: _Pair) -> _Pair:
         gap=-pair.gap,
         log_p=pair.log_p + pair.u,
         u=-pair.u,
-        low=pair.low,
         both=pair.both,
         p_only=pair.q_only,
         q_only=pair.p_only,
@@ -305,8 +304,10 @@ def _kl_to_mixture(xp: Any, pair: _Pair, keep: float, move: float) -> Any:
     close = pair.both & (pair.u > -1) & (pair.u < 30)
     step = xp.log1p(move * xp.expm1(xp.where(close, pair.u, 0.0)))
     # Far away the larger of p and q is taken out, so that no ratio overflows.
-    above = xp.log(keep * pair.low + move) + pair.u
-    below = xp.log(keep + move * pair.low) if keep < 0.5 else xp.log1p(move * (pair.low - 1.0))
+    ratio = xp.where(pair.p_only, pair.q, 0.0) / xp.where(pair.p_only, pair.p, 1.0)  # 0: its slope
+    low = xp.where(pair.both, xp.exp(-xp.abs(pair.u)), ratio)
+    above = xp.log(keep * low + move) + pair.u
+    below = xp.log(keep + move * low) if keep < 0.5 else xp.log1p(move * (low - 1.0))
     possible = pair.both | pair.p_only
     leap = xp.where(possible, xp.where(pair.u > 0, above, below), 0.0)
     terms = _kl_terms(xp, pair.p, move * pair.gap, xp.where(close, step, leap), possible)

@@ -11,7 +11,7 @@ from typing import Any
 from tunemath.arrays import known, numeric, plain
 from tunemath.objective.divergence import check_outcomes, exp_excess
 
-__all__ = ["kl_from_logits"]
+__all__ = ["check_possible", "kl_from_logits"]
 
 # Below this, e^u is finite in float32, and so is its sum over any vocabulary.
 _FAR = 70.0
@@ -46,7 +46,7 @@ def kl_from_logits(tuned: Any, base: Any) -> Any:
         return xp.sum(z, axis=-1)
     # A traced condition is unknown: neither True nor False, and the general way is taken.
     if known((xp.min(z) == -math.inf) | (xp.min(z_base) == -math.inf)) is not False:
-        _check_possible(xp, tuned=z, base=z_base)
+        check_possible(xp, tuned=z, base=z_base)
         return plain(_kl_any(xp, z, z_base))
     weight = xp.exp(z - xp.max(z, axis=-1, keepdims=True))
     total = xp.sum(weight, axis=-1)
@@ -79,13 +79,16 @@ def _kl_any(xp: Any, z: Any, z_base: Any) -> Any:
     weight = xp.exp(log_weight - xp.where(far, highest, 0.0))
     u = xp.where(both & ~far & (d - c < _FAR), d - c, 0.0)
     summed = xp.where(both & (u == d - c), p * exp_excess(xp, u), weight - p * (1.0 + d - c))
-    near = xp.log1p(xp.sum(xp.where(far, 0.0, summed), axis=-1))
-    distant = xp.log(xp.sum(weight, axis=-1)) + xp.where(far, highest, 0.0)[..., 0]
-    kl = xp.where(far[..., 0], distant, near)
-    return xp.where(xp.any(excluded, axis=-1), math.inf, kl)
+    infinite = xp.any(excluded, axis=-1, keepdims=True)
+    near = xp.log1p(xp.sum(xp.where(far | infinite, 0.0, summed), axis=-1, keepdims=True))
+    # The logarithm of a sum that underflowed would make the gradient of an infinite row NaN.
+    rest = xp.where(far, xp.sum(weight, axis=-1, keepdims=True), 1.0)
+    kl = xp.where(far, xp.log(rest) + xp.where(far, highest, 0.0), near)
+    return xp.squeeze(xp.where(infinite, math.inf, kl), axis=-1)
 
 
-def _check_possible(xp: Any, **logits: Any) -> None:
+def check_possible(xp: Any, **logits: Any) -> None:
+    """Refuse a row of nothing but −∞."""
     for name, z in logits.items():
         impossible = xp.max(z, axis=-1) == -math.inf
         if known(xp.any(impossible)):

@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from tunemath.arrays import boolean, count_dtype, known, numeric, plain, same_shape
+from tunemath.arrays import boolean, count_dtype, known, number, numeric, plain, same_shape
 from tunemath.errors import MaskError, ShapeError
 
 __all__ = ["masked_mean", "masked_sum", "pooled_mean", "sequence_sum"]
@@ -34,9 +34,9 @@ def masked_sum(values: Any, mask: Any, weights: Any = None) -> tuple[Any, Any]:
 
     ``values`` (…) in any unit; ``mask`` (…) of booleans or 0/1, never broadcast; ``weights`` (…)
     of 0 or more, without a unit. Returns the sum, a 0-d array in the unit of values, and the
-    weight, 0-d: a count, or Σ m·w where weights are given. NaN or infinity outside the mask leaves
-    no trace, neither in the sum nor in its gradient. Nothing selected gives ``(0, 0)``: a
-    micro-batch may be empty where the batch is not.
+    weight, 0-d: a count, or Σ m·w where weights are given. NaN or infinity outside the mask, or of
+    weight 0, leaves no trace, neither in the sum nor in its gradient. Nothing selected gives
+    ``(0, 0)``: a micro-batch may be empty where the batch is not.
 
     >>> total, weight = masked_sum([0.1, 0.2, 1.0, 0.8], [0, 0, 1, 1])
     >>> float(total), int(weight)
@@ -48,7 +48,7 @@ def masked_sum(values: Any, mask: Any, weights: Any = None) -> tuple[Any, Any]:
     xp, v, m, w = _read(values, mask, weights)
     if w is None:
         return plain(xp.sum(xp.where(m, v, 0.0))), plain(xp.sum(xp.astype(m, count_dtype(xp))))
-    return plain(xp.sum(xp.where(m, v, 0.0) * w)), plain(xp.sum(w))
+    return plain(xp.sum(_weighed(xp, v, m, w))), plain(xp.sum(w))
 
 
 def masked_mean(values: Any, mask: Any, weights: Any = None) -> Any:
@@ -99,7 +99,7 @@ def sequence_sum(values: Any, mask: Any, weights: Any = None) -> tuple[Any, Any]
         raise MaskError(
             f"in {empty} of {math.prod(each.shape)} sequence(s) nothing counts; {_WHY_NOTHING}"
         )
-    means = xp.sum(xp.where(m, v, 0.0) * w, axis=-1) / each
+    means = xp.sum(_weighed(xp, v, m, w), axis=-1) / each
     return plain(xp.sum(means)), plain(xp.sum(xp.ones_like(each, dtype=count_dtype(xp))))
 
 
@@ -120,8 +120,8 @@ def pooled_mean(parts: Iterable[tuple[Any, Any]]) -> Any:
     # Each sum on its own first: 16-bit ones would be added in their 8 or 11 bits.
     total = sum(numeric(s)[1] for s, _ in pairs)
     weight = sum(w for _, w in pairs)
-    if known(weight <= 0):
-        raise MaskError(f"0 values selected in {len(pairs)} parts; {_WHY_NOTHING}")
+    if known(weight > 0) is False:
+        raise MaskError(f"{number(weight):g} values selected in {len(pairs)} parts; {_WHY_NOTHING}")
     xp, total, weight = numeric(total, weight)
     return plain(total / xp.astype(weight, total.dtype))
 
@@ -142,3 +142,8 @@ def _read(values: Any, mask: Any, weights: Any) -> tuple[Any, Any, Any, Any]:
     if known(~xp.all((w >= 0) & (w < math.inf))):
         raise ValueError("weights hold negative numbers, infinity or NaN; expected 0 or more")
     return xp, v, m, w
+
+
+def _weighed(xp: Any, v: Any, m: Any, w: Any) -> Any:
+    """Return m·w·v, with 0·∞ = 0: what weighs nothing leaves no trace, as what is masked out."""
+    return xp.where(m & ((w > 0) | xp.isfinite(v)), v, 0.0) * w

@@ -37,17 +37,28 @@ def borrowed(
         )
     weight, bias = head.weight, head.bias
     if backend == "torch":
-        return torch.nn.functional.linear_cross_entropy(
-            hidden, weight, ids, linear_bias=bias, reduction="none",
-            label_smoothing=label_smoothing,
-            # Its chunked form has no label smoothing.
-            options=None if label_smoothing else torch.nn.LinearCrossEntropyOptions(),
-        )  # fmt: skip
+        return _torch(hidden, weight, bias, ids, label_smoothing)
     if backend == "cce":
         if bias is not None or label_smoothing:
             raise ValueError("backend='cce' has no bias or label_smoothing; leave them out")
         return _cce(hidden, weight, ids)
     return _liger(hidden, weight, bias, ids, label_smoothing)
+
+
+def _torch(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, label_smoothing: float
+) -> Tensor:
+    if not hasattr(torch.nn, "LinearCrossEntropyOptions"):
+        raise ImportError(
+            f"backend='torch' needs a torch that has linear_cross_entropy; this is "
+            f"{torch.__version__}: pip install -U torch"
+        )
+    # Its chunked form has no label smoothing.
+    options = None if label_smoothing else torch.nn.LinearCrossEntropyOptions()
+    return torch.nn.functional.linear_cross_entropy(
+        hidden, weight, ids, linear_bias=bias, reduction="none",
+        label_smoothing=label_smoothing, options=options,
+    )  # fmt: skip
 
 
 def _cce(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:

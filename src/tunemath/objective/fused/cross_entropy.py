@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tunemath.errors import ShapeError
 from tunemath.objective.fused.backends import Backend, borrowed
 from tunemath.objective.fused.function import (
     Needs,
@@ -51,11 +51,12 @@ def linear_cross_entropy(
     ``ℓ = (1−ε)·nll + ε·mean_v(−log p_v) + ζ·(log Z)²``.
 
     ``hidden`` (…, D); ``head`` (V, D); ``targets`` (…) of token ids, any value where the mask is
-    off; ``mask`` (…) of booleans or 0/1, all when None; ``weights`` (…) of 0 or more, without a
-    unit; ``bias`` (V,); ``lora`` factors of the head; ``label_smoothing`` is ε in [0, 1),
-    ``z_loss`` is ζ ≥ 0; ``chunk`` is how many logits a tile holds, or 256 tokens of 1,024 rows
-    where that is more (default: 2^19 on a CPU, 2^23 in half precision, 2^26 elsewhere), and a
-    trained head keeps as many whole rows as it allows, or one (default: 2^26, and 2^28).
+    off or the weight 0; ``mask`` (…) of booleans or 0/1, all when None; ``weights`` (…) of 0 or
+    more, without a unit, constants; ``bias`` (V,); ``lora`` factors of the head;
+    ``label_smoothing`` is ε in [0, 1), ``z_loss`` is ζ ≥ 0; ``chunk`` is the most logits that a
+    tile holds (never less than 256 tokens of 1,024 rows, nor more than the default: 2^19 on a CPU,
+    2^23 in half precision, 2^26 elsewhere), and that a trained head keeps in whole rows (one at
+    least; default: 2^26, and 2^28).
     ``backend`` "torch", "liger" or "cce" computes by that library instead. Returns the sum (nats)
     and the weight (a count, or Σ w), both 0-d: ``pooled_mean([linear_cross_entropy(…)])`` is the
     mean over the batch, and pairs of micro-batches add.
@@ -77,11 +78,11 @@ def linear_cross_entropy(
     vocabulary as in attention with keys and values W (Dao et al. 2022, arXiv 2205.14135).
     """
     check_head(head, bias, lora, scale, soft_cap, chunk)
-    if not 0 <= label_smoothing < 1:
+    if not (isinstance(label_smoothing, Real) and 0 <= label_smoothing < 1):
         raise ValueError(f"label_smoothing is {label_smoothing!r}; expected 0 or more, below 1")
-    if not 0 <= z_loss < math.inf:
+    if not (isinstance(z_loss, Real) and 0 <= z_loss < math.inf):
         raise ValueError(f"z_loss is {z_loss!r}; expected 0 or more, such as 1e-4")
-    rows = select_targets(hidden, targets, mask, head)
+    rows = select_targets(hidden, targets, mask, head, weights)
     form = Head(head, bias, lora, scale, soft_cap, hidden.dtype)
     w, weight = _weights(weights, rows, form.dtype)
     if backend != "tunemath":
@@ -144,9 +145,6 @@ def _weights(weights: Tensor | None, rows: Rows, dtype: torch.dtype) -> tuple[Te
     if weights is None:
         ones = torch.ones(len(rows.ids), dtype=dtype, device=device)
         return ones, torch.tensor(len(rows.ids), device=device)
-    if not isinstance(weights, Tensor) or tuple(weights.shape) != rows.shape:
-        given = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
-        raise ShapeError(f"weights {given} and targets {rows.shape} differ; expected one a target")
     if weights.requires_grad:
         raise ValueError("weights require a gradient, but are constants here; detach() them")
     w = weights.reshape(-1)[rows.where].double()

@@ -156,7 +156,8 @@ class _Divergence(KeptRule):
                 value = kl_from_logits(*self._order(logits.requires_grad_(), other))
                 (slope,) = torch.autograd.grad(value.sum(), logits)
             if self.form.soft_cap is not None:
-                slope = slope * (1.0 - (logits.detach() / self.form.soft_cap) ** 2)
+                capped = logits.detach() / self.form.soft_cap
+                slope = torch.where(capped == -math.inf, 0.0, slope * (1.0 - capped * capped))
             statistics.kl[far] = value.detach().double()
             for tile, part in zip(tiles, slope.split(tiles[0].shape[1], dim=1), strict=True):
                 tile[far] = part
@@ -174,7 +175,7 @@ class _Divergence(KeptRule):
             rows.to(self.form.dtype) @ form.weight[some].to(self.form.dtype).T
             for form, rows in ((self.form, h), (self.base, base))
         )
-        spread = (other - tuned).mul_(self.form.scale).var(1)
+        spread = (other - tuned).mul_(self.form.scale).var(1, correction=0)
         return float(spread.median()) / 2 < 3 * _SMALL
 
     def _order(self, tuned: Any, base: Any) -> tuple[Any, Any]:

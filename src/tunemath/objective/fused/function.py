@@ -266,7 +266,7 @@ class _PerRow(torch.autograd.Function):
         require_first_order()
         if not ctx.needs.head:
             (gradient,) = ctx.saved_tensors
-            return gradient * upstream[:, None].to(gradient.dtype), *(None,) * 6
+            return (gradient * upstream[:, None]).to(gradient.dtype), *(None,) * 6
         with exact(upstream.device):
             inputs = ctx.saved_tensors[:5]
             grads = ctx.rule.gradients(inputs[0], upstream, ctx.needs)

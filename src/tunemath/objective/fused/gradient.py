@@ -52,7 +52,9 @@ class CrossEntropy:
         """
         grads = Gradients(self.form, hidden, needs)
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        cut = list(blocks(len(hidden), Budget(self.chunk, self.form).kept()))
+        # Label smoothing keeps the slopes of a soft-cap as well.
+        copies = 2 if self.label_smoothing and self.form.soft_cap is not None else 1
+        cut = list(blocks(len(hidden), Budget(self.chunk, self.form).kept(copies)))
         most = max((rows.stop - rows.start for rows in cut), default=0)
         room = hidden.new_empty(most * self.form.vocab, dtype=self.form.dtype)
         for rows in cut:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,8 @@ __all__ = ["LOG2_E", "Head", "Lora", "Tile", "check_head"]
 
 LOG2_E = 1 / math.log(2)
 _HALF = (torch.bfloat16, torch.float16)
+# A tensor would be read once, and get no gradient.
+_PLAIN = ", and no tensor: it has no gradient here"
 
 
 class Lora(NamedTuple):
@@ -94,7 +97,8 @@ class Head:
         """Write ``z·log2 e`` (or x / cap, under a soft-cap) of the tile's tokens into ``out``."""
         rows, low = factor
         if self.native:
-            torch.mul(_half_product(rows, tile.weight.t()), self.unit, out=out)
+            # Into float32 first: bfloat16 times a number is rounded to bfloat16 once more.
+            out.copy_(_half_product(rows, tile.weight.t())).mul_(self.unit)
         else:
             torch.mm(rows, tile.weight.t(), out=out)
         if low is not None and tile.lora is not None:
@@ -134,7 +138,7 @@ class Head:
     def add_rows(self, total: Tensor, low: Tensor | None, weights: Tensor, tile: Tile) -> None:
         """Add Σ_v weights_v W_v to ``total`` (N, D), and Σ_v weights_v B_v to ``low`` (N, r)."""
         if self.native:
-            total.add_(_half_product(weights.to(tile.weight.dtype), tile.weight))
+            total.add_(self._inner(weights, tile.weight))
         else:
             total.addmm_(weights, tile.weight)
         if low is not None and tile.lora is not None:
@@ -143,13 +147,30 @@ class Head:
     def add_outer(self, total: Tensor, tile: Tensor, rows: Tensor, *, fresh: bool) -> None:
         """Add Σ_n tile_n ⊗ rows_n to ``total`` (tile, D), or begin it when ``fresh``."""
         if self.native:
-            half = self.weight.dtype
-            product = _half_product(tile.to(half).t(), rows.to(half))
+            product = self._outer(tile, rows)
             total.copy_(product) if fresh else total.add_(product)
         elif fresh:
             torch.mm(tile.t(), rows, out=total)
         else:
             total.addmm_(tile.t(), rows)
+
+    def _inner(self, weights: Tensor, matrix: Tensor) -> Tensor:
+        """Return Σ_v weights_v matrix_v (N, D) from half-precision factors."""
+        half = matrix.dtype
+        if half != torch.float16:
+            return _half_product(weights.to(half), matrix)
+        most = _largest(weights)
+        return _half_product((weights / most).to(half), matrix) * most
+
+    def _outer(self, tile: Tensor, rows: Tensor) -> Tensor:
+        """Return Σ_n tile_n ⊗ rows_n (tile, D) from half-precision factors."""
+        half = self.weight.dtype
+        if half != torch.float16:
+            return _half_product(tile.to(half).t(), rows.to(half))
+        most = _largest(tile)
+        rows = rows * most
+        peak = _largest(rows).amax(0, keepdim=True)
+        return _half_product((tile / most).to(half).t(), (rows / peak).to(half)) * peak
 
     def join(self, total: Tensor, low: Tensor | None) -> Tensor:
         """Return ``total`` with the low-rank part multiplied out: the rows' own gradient."""
@@ -168,6 +189,14 @@ def _multiplies(weight: Tensor) -> bool:
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     return cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()
+
+
+def _largest(x: Tensor) -> Tensor:
+    """Return the largest size in each row of x (n, k), (n, 1), and above 0.
+
+    Divided by it, e^z beside e^(z of the target) stays in float16's range of 6e-8 to 65504.
+    """
+    return x.abs().amax(1, keepdim=True).clamp_(min=torch.finfo(x.dtype).tiny)
 
 
 def _half_product(left: Tensor, right: Tensor) -> Tensor:
@@ -196,8 +225,9 @@ def check_head(
     if 0 in head.shape:
         raise ShapeError(f"head has shape {tuple(head.shape)}; expected one token or more")
     vocab, width = head.shape
-    if bias is not None and bias.shape != (vocab,):
-        raise ShapeError(f"bias has shape {tuple(bias.shape)}; expected ({vocab},), as head has")
+    if bias is not None and (not isinstance(bias, Tensor) or bias.shape != (vocab,)):
+        given = f"shape {tuple(bias.shape)}" if isinstance(bias, Tensor) else "no tensor"
+        raise ShapeError(f"bias has {given}; expected ({vocab},), as head has")
     if lora is not None:
         if not isinstance(lora, Lora):
             raise ShapeError(f"lora is {type(lora).__name__}; expected Lora(A, B, scale)")
@@ -207,8 +237,10 @@ def check_head(
                 f"lora has A {tuple(lora.A.shape)} and B {tuple(lora.B.shape)}; expected (r, "
                 f"{width}) and ({vocab}, r) for a head {tuple(head.shape)}"
             )
+        if not isinstance(lora.scale, Real) or not math.isfinite(lora.scale):
+            raise ValueError(f"scale of lora is {lora.scale!r}; expected a finite number{_PLAIN}")
     for name, value in (("scale", scale), ("soft_cap", soft_cap)):
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{name} is {value!r}; expected a number above 0")
+        if value is not None and not (isinstance(value, Real) and 0 < value < math.inf):
+            raise ValueError(f"{name} is {value!r}; expected a number above 0{_PLAIN}")
     if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
         raise ValueError(f"chunk is {chunk!r}; expected how many logits may be held at once")

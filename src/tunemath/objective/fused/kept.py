@@ -21,7 +21,7 @@ class KeptRule:
     form: Head
     chunk: int | None
     copies: ClassVar[int] = 1
-    """How many arrays of V numbers a kept row needs."""
+    """How many arrays of V numbers a kept row needs, besides the slopes of a soft-cap."""
 
     @property
     def constants(self) -> tuple[Tensor | None, ...]:
@@ -60,7 +60,8 @@ class KeptRule:
         return grads
 
     def _parts(self, rows: slice, hidden: Tensor) -> list[slice]:
-        held = Budget(self.chunk, self.form).kept(self.copies)
+        slopes = int(self.form.soft_cap is not None)
+        held = Budget(self.chunk, self.form).kept(self.copies + slopes)
         return [
             slice(rows.start + part.start, rows.start + part.stop)
             for part in blocks(rows.stop - rows.start, held)

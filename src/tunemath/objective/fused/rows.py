@@ -39,8 +39,14 @@ def select(hidden: Tensor, mask: Tensor | None, head: Tensor) -> Rows:
     return _rows(hidden, where, where.new_zeros(len(where)))
 
 
-def select_targets(hidden: Tensor, targets: Tensor, mask: Tensor | None, head: Tensor) -> Rows:
-    """Gather the rows that the mask (…) selects, sorted by their targets (…)."""
+def select_targets(
+    hidden: Tensor,
+    targets: Tensor,
+    mask: Tensor | None,
+    head: Tensor,
+    weights: Tensor | None = None,
+) -> Rows:
+    """Gather the rows that the mask (…) selects and that weigh something, sorted by target."""
     where = _positions(hidden, mask, head)
     shape = tuple(hidden.shape[:-1])
     integers = isinstance(targets, Tensor) and targets.dtype in _INTEGERS
@@ -49,6 +55,11 @@ def select_targets(hidden: Tensor, targets: Tensor, mask: Tensor | None, head: T
             f"targets are {_said(targets)}; expected integers of shape {shape}, as hidden "
             f"{tuple(hidden.shape)} has, both after the shift by one token"
         )
+    if weights is not None:
+        if not isinstance(weights, Tensor) or tuple(weights.shape) != shape:
+            given = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+            raise ShapeError(f"weights {given} and targets {shape} differ; expected one a target")
+        where = where[weights.reshape(-1)[where] != 0]
     ids = targets.reshape(-1)[where].to(torch.int64)
     _check(ids, len(head), masked=mask is not None)
     ids, order = torch.sort(ids, stable=True)

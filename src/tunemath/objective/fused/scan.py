@@ -188,6 +188,8 @@ def _rescan(
     sums.others[far] = again.others
     sums.reference[far] = highest.double() / LOG2_E
     sums.own[far] = torch.exp2(target[far].double() - highest.double())
+    if sums.total is not None and again.total is not None:
+        sums.total[far] = again.total
     if sums.rows is not None and again.rows is not None:
         sums.rows[far] = again.rows
     if sums.tiles is not None and again.tiles is not None:

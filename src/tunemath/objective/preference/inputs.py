@@ -9,7 +9,7 @@ from typing import Any
 
 from tunemath.arrays import known, number, numeric, same_shape
 
-__all__ = ["above_zero", "answers", "smoothing", "token_counts", "unknown_name"]
+__all__ = ["above_zero", "answers", "finite", "smoothing", "token_counts", "unknown_name"]
 
 
 def answers(**log_probs: Any) -> tuple[Any, ...]:
@@ -30,7 +30,8 @@ def token_counts(xp: Any, like: Any, **lengths: Any) -> tuple[Any, ...]:
     for name, length in lengths.items():
         _, log_prob, count = numeric(like, length)
         same_shape(**{name: count, "log-probabilities": log_prob})
-        if known(xp.any((count < 1) | (count != xp.floor(count)))):
+        whole = (count >= 1) & (count < math.inf) & (count == xp.floor(count))
+        if known(xp.all(whole)) is False:
             raise ValueError(
                 f"{name} goes from {number(xp.min(count)):g} to {number(xp.max(count)):g}; "
                 "expected the number of each answer's tokens, a whole number of 1 or more"
@@ -40,16 +41,23 @@ def token_counts(xp: Any, like: Any, **lengths: Any) -> tuple[Any, ...]:
 
 
 def above_zero(**numbers: Any) -> None:
-    """Refuse a number that is not above 0, or not finite."""
+    """Refuse a number that is not above 0, or not finite, and arrays of several."""
     for name, value in numbers.items():
-        if known((value > 0) & (value < math.inf)) is False:
+        if _several(value) or known((value > 0) & (value < math.inf)) is False:
             raise ValueError(f"{name} is {value!r}; expected a number above 0, such as 0.1")
+
+
+def finite(**numbers: Any) -> None:
+    """Refuse a number that is not finite, and arrays of several."""
+    for name, value in numbers.items():
+        if _several(value) or known((value > -math.inf) & (value < math.inf)) is False:
+            raise ValueError(f"{name} is {value!r}; expected a finite number, such as 0.5")
 
 
 def smoothing(label_smoothing: Any, *, zero: bool = True) -> None:
     """Refuse a share of wrong labels that is not below one half, or 0 where that has no meaning."""
     above = label_smoothing >= 0 if zero else label_smoothing > 0
-    if known(above & (label_smoothing < 0.5)) is False:
+    if _several(label_smoothing) or known(above & (label_smoothing < 0.5)) is False:
         least = "0 or more" if zero else "above 0"
         raise ValueError(
             f"label_smoothing is {label_smoothing!r}; expected the share of pairs whose label is "
@@ -63,3 +71,7 @@ def unknown_name(kind: str, given: Any, valid: Iterable[str]) -> ValueError:
     near = difflib.get_close_matches(str(given), names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else "valid: " + ", ".join(names)
     return ValueError(f"unknown {kind} {given!r}; {hint}")
+
+
+def _several(value: Any) -> bool:
+    return getattr(value, "ndim", 0) > 0

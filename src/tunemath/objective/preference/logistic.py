@@ -22,5 +22,5 @@ def logistic_loss(xp: Any, x: Any, label_smoothing: float = 0.0) -> Any:
     loss = softplus(xp, -x)
     if label_smoothing == 0:
         return loss
-    # log σ(x) − log σ(−x) = x
-    return loss + label_smoothing * x
+    # Each term apart: as loss + ε x it would be ∞ − ∞ for an answer that cannot occur.
+    return (1.0 - label_smoothing) * loss + label_smoothing * softplus(xp, x)

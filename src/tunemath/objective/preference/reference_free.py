@@ -10,7 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 from tunemath.arrays import known, number, numeric, plain
-from tunemath.objective.preference.inputs import above_zero, answers, smoothing, token_counts
+from tunemath.objective.preference.inputs import (
+    above_zero,
+    answers,
+    finite,
+    smoothing,
+    token_counts,
+)
 from tunemath.objective.preference.logistic import logistic_loss, softplus
 from tunemath.objective.preference.scores import power_score
 
@@ -140,6 +146,7 @@ def alphapo_loss(
     arXiv 2501.03884, where ε = 0.
     """
     above_zero(beta=beta)
+    finite(gamma=gamma, alpha=alpha)
     smoothing(label_smoothing)
     xp, chosen, rejected = _token_means(
         policy_chosen, policy_rejected, chosen_length, rejected_length

@@ -7,11 +7,10 @@ Divergence Constraints", arXiv 2309.16240. For the divergence E_ρ[f(π/ρ)] the
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from tunemath.arrays import known, numeric, plain
-from tunemath.objective.preference.inputs import answers, token_counts, unknown_name
+from tunemath.arrays import numeric, plain
+from tunemath.objective.preference.inputs import answers, finite, token_counts, unknown_name
 from tunemath.objective.preference.margin import dpo_margin
 
 __all__ = ["divergence_score", "power_score", "score_margin"]
@@ -118,5 +117,5 @@ def _check(divergence: str, alpha: Any) -> None:
             )
     elif alpha is None:
         raise ValueError("alpha_divergence needs alpha, such as 0.5")
-    elif known((alpha > -math.inf) & (alpha < math.inf)) is False:
-        raise ValueError(f"alpha is {alpha!r}; expected a finite number, such as 0.5")
+    else:
+        finite(alpha=alpha)

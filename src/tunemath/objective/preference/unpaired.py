@@ -188,8 +188,10 @@ def bco_loss(
         return plain(loss)
     _, _, weight = numeric(u, importance)
     same_shape(importance=weight, policy=u)
-    if known(xp.all(weight >= 0)) is False:
-        raise ValueError("importance holds values below 0 or NaN; expected weights of 0 or more")
+    if known(xp.all((weight >= 0) & (weight < math.inf))) is False:
+        raise ValueError(
+            "importance holds negative numbers, infinity or NaN; expected weights of 0 or more"
+        )
     return plain(xp.astype(constant(weight), u.dtype, copy=False) * loss)
 
 
