@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from math import prod
 
+import peft
 import pytest
 import torch
 import transformers
@@ -14,6 +16,7 @@ from tunemath.runner import blueprints
 from tunemath.runner.blueprints import blueprint_from_transformers, blueprint_of
 from tunemath.space import Blueprint
 from tunemath.space.blueprint.saved import from_json, to_json
+from tunemath.space.peft import AdapterConfig, peft_ledger
 
 T5 = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
 MAMBA = {"model_type": "mamba", "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2,
@@ -136,6 +139,33 @@ def test_weights_made_from_other_parameters_keep_their_shape():
     assert blueprint.parameters == 4 + 3 + 4 * 4 * 3 + 6 * 5
     # The linear layer owns nothing itself; what it is made from is counted.
     assert found["1.parametrizations.weight"].tensors == (("original", (5, 6)),)
+
+
+class Normed(nn.Module):
+    """A linear layer and a convolution whose weights are made by weight norm."""
+
+    def __init__(self, norm: Callable[[nn.Module], nn.Module], bias: bool) -> None:
+        super().__init__()
+        self.proj = norm(nn.Linear(6, 5, bias=bias))
+        self.conv = norm(nn.Conv1d(5, 4, 3, bias=bias))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("norm", [parametrizations.weight_norm, nn.utils.weight_norm])
+def test_weight_normed_layers_are_there_and_are_counted_as_peft_counts_them(norm, bias):
+    model = Normed(norm, bias)
+    blueprint = blueprint_of(model)
+    assert list(blueprint.tensors()) == parameters_of(model)
+    assert blueprint.parameters == sum(p.numel() for p in model.parameters())
+    proj, conv = blueprint.by_name["proj"], blueprint.by_name["conv"]
+    assert (proj.kind, proj.shape, proj.d_in, proj.d_out) == ("linear", (5, 6), 6, 5)
+    assert (conv.kind, conv.shape) == ("conv", (4, 5, 3))
+    assert (proj.bias, conv.bias) == (bias, bias)
+    ledger = peft_ledger(blueprint, AdapterConfig("LORA", r=2, target_modules=["proj", "conv"]))
+    live = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["proj", "conv"]))  # type: ignore[arg-type]
+    assert (ledger.trainable, ledger.total) == live.get_nb_trainable_parameters()
+    assert sum(row["parameters"] for row in ledger.by_module()) == ledger.total
 
 
 def test_frozen_parameters_are_told():

@@ -127,10 +127,11 @@ def blueprint_of(model: nn.Module) -> Blueprint:
     frozen = set()
     for name, module in model.named_modules():
         own = list(module.named_parameters(recurse=False, remove_duplicate=False))
-        if not own:
+        made = _made_weight(module)
+        if not own and made is None:
             continue
         tensors = tuple(_tensor(module, *each) for each in own)
-        modules.append(Module(name, _kind(module), tensors, _made_weight(module)))
+        modules.append(Module(name, _kind(module), tensors, made))
         for key, parameter in own:
             full = f"{name}.{key}" if name else key
             if id(parameter) in first:
@@ -185,10 +186,15 @@ def _tensor(module: nn.Module, name: str, parameter: torch.Tensor) -> Tensor:
 
 
 def _made_weight(module: nn.Module) -> tuple[int, ...] | None:
-    """Return the shape of a weight that a parametrisation makes from other parameters."""
-    if parametrize.is_parametrized(module, "weight"):
+    """Return the shape of a weight that is made from other parameters; None where it is not.
+
+    ``torch.nn.utils.parametrizations`` makes it in a submodule, the older
+    ``torch.nn.utils.weight_norm`` in a hook, which leaves it a plain attribute.
+    """
+    if parametrize.is_parametrized(module, "weight") or "weight" in vars(module):
         with torch.no_grad():
-            return tuple(module.weight.shape)  # type: ignore[union-attr, arg-type]
+            weight: Any = module.weight
+        return tuple(weight.shape) if isinstance(weight, torch.Tensor) else None
     return None
 
 

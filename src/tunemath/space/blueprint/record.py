@@ -26,13 +26,16 @@ Tensor = tuple[str, tuple[int, ...]]
 
 
 class Module(NamedTuple):
-    """A module that owns parameters; containers are told by the names alone."""
+    """A module that owns parameters, or whose weight is made from those of its submodules.
+
+    Containers are told by the names alone.
+    """
 
     name: str
     """As in the live model: ``model.layers.0.self_attn.q_proj``."""
     kind: Kind
     tensors: tuple[Tensor, ...]
-    """Its own parameters, in the order in which the live module registers them."""
+    """Its own parameters, in the order of the live module; none if all lie in submodules."""
     weight: tuple[int, ...] | None = None
     """The weight's shape where it is made from other parameters, as by weight norm; else None."""
 
@@ -75,7 +78,7 @@ class Blueprint:
     architecture: str
     """The class, such as LlamaForCausalLM."""
     modules: tuple[Module, ...]
-    """Every module that owns parameters, in the order of the live model's ``named_modules()``."""
+    """Every `Module`, in the order of the live model's ``named_modules()``."""
     config: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """config.json with the defaults of its model type; empty when only headers were there."""
     tied: Mapping[str, str] = field(default_factory=dict, hash=False)
