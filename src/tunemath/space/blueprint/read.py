@@ -13,7 +13,12 @@ from tunemath.space.blueprint.config import blueprint_of_config
 from tunemath.space.blueprint.hold import held_against, stored_as
 from tunemath.space.blueprint.kinds import blueprint_of_weights
 from tunemath.space.blueprint.names import live_weights, without_buffers
-from tunemath.space.blueprint.quantised import Weight, declared_quantisation, logical_weights
+from tunemath.space.blueprint.quantised import (
+    Weight,
+    declared_quantisation,
+    logical_weights,
+    refuse_packed,
+)
 from tunemath.space.blueprint.record import Blueprint
 from tunemath.space.checkpoint import read_checkpoint, read_json, read_tensor
 
@@ -147,6 +152,7 @@ def _from_weights(
         raise ModelError(f"{path} holds an adapter, not a model; give the base model's folder")
     try:
         logical = logical_weights(stored.tensors, partial(read_tensor, folder))
+        refuse_packed(without_buffers(logical))
         weights = live_weights(logical, str(config.get("model_type") or ""))
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
