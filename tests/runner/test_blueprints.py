@@ -113,6 +113,45 @@ def test_packed_weights_have_their_logical_shape():
     assert blueprint.unlearnable == {"0.weight", "1.weight"}
 
 
+def stand_in(
+    kind: type, d_in: int, d_out: int, buffers: bool, **tensors: torch.Tensor
+) -> nn.Module:
+    """Return a linear layer whose weight is packed, with the tensors that its library gives it."""
+    module = kind(d_in, d_out) if kind is nn.Linear else kind()
+    if kind is nn.Linear:
+        del module.weight
+    module.in_features, module.out_features = d_in, d_out
+    for name, tensor in tensors.items():
+        if buffers:
+            module.register_buffer(name, tensor)
+        else:
+            setattr(module, name, nn.Parameter(tensor, requires_grad=False))
+    return module
+
+
+# hqq/core/quantize.py, HQQLinear; compressed-tensors' compressors, which take the weight away from
+# torch's Linear; awq/modules/linear/gemm.py, whose tensors are buffers.
+PACKED = {
+    "hqq": (nn.Module, False, {"W_q": (3, 16)}),
+    "compressed-tensors": (
+        nn.Linear,
+        False,
+        {"weight_packed": (6, 2), "weight_scale": (6, 1), "weight_shape": (2,)},
+    ),
+    "awq": (nn.Module, True, {"qweight": (16, 1), "qzeros": (1, 1), "scales": (1, 6)}),
+}
+
+
+@pytest.mark.parametrize("form", PACKED)
+def test_layers_that_other_tensors_stand_for_have_their_logical_shape(form):
+    kind, buffers, shapes = PACKED[form]
+    tensors = {name: torch.zeros(shape, dtype=torch.int32) for name, shape in shapes.items()}
+    tensors["bias"] = torch.zeros(6)
+    (layer,) = blueprint_of(nn.Sequential(stand_in(kind, 16, 6, buffers, **tensors))).modules
+    assert (layer.kind, layer.d_in, layer.d_out, layer.bias) == ("linear", 16, 6, True)
+    assert layer.tensors == (("weight", (6, 16)), ("bias", (6,)))
+
+
 def test_multihead_attention_holds_its_input_projection():
     blueprint = blueprint_of(nn.Sequential(nn.MultiheadAttention(8, 2)))
     attention, out = blueprint.modules

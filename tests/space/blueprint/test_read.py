@@ -386,7 +386,7 @@ def test_a_tensor_that_an_index_does_not_list_is_counted_and_noted(tmp_path):
 
 
 def test_an_index_that_leaves_out_a_file_is_noted(tmp_path):
-    with pytest.raises(ModelError, match="the weights lack .* of the 21 parameters"):
+    with pytest.raises(ModelError, match=r"the weights lack .* of the 21 parameters"):
         _sharded(tmp_path, _leave_out_a_file)
     (tmp_path / "config.json").unlink()
     notes = read_blueprint(tmp_path).notes

@@ -359,6 +359,7 @@ def _ints(*numbers):
         (_with("awq", scales=("F16", (3, 7))), r"a qweight \[16, 4\] with scales \[3, 7\]"),
         (_with("pack-quantized", weight_shape=None), "without weight_shape"),
         (_with("nvfp4-pack", weight_scale=("F8_E4M3", (32, 3))), "without weight_shape"),
+        (_with("nvfp4-pack", weight_scale=("U8", (2,)), weight_packed=("U8", ())), "U8.. without"),
         (_with("pack-quantized", weight_shape=("I64", (2,))), r"a stored shape of \[0, 0\]"),
         (_with("hqq", shape=("F16", (2,))), r"a shape stored as F16\[2\]"),
         (_with("hqq", shape=_ints(32, 32)), r"stored shape of \[32, 32\] beside U8\[32, 8\]"),

@@ -103,8 +103,9 @@ def _compressed(name: str, stored: Stored, read: Read) -> tuple[int, ...]:
             raise _unlike(name, shape, packed)
         return shape
     width = _width_of_scales(scale)
-    if packed.dtype == "U8" and packed.shape[-1:] and packed.shape[:-1] == scale.shape[:-1]:
-        if packed.shape[-1] * 8 in (4 * width, 6 * width):
+    if packed.dtype == "U8" and width and packed.shape and packed.shape[:-1] == scale.shape[:-1]:
+        bits, rest = divmod(packed.shape[-1] * 8, width)
+        if bits in (4, 6) and not rest:
             return (*packed.shape[:-1], width)
     raise strange(name, f"a packed weight {packed.dtype}{[*packed.shape]} without weight_shape")
 

@@ -99,7 +99,7 @@ class Blueprint:
     stored_bytes: int | None = field(default=None, compare=False)
     """The bytes of the weights as their files hold them, scales included; None without files."""
     notes: tuple[str, ...] = field(default=(), compare=False)
-    """What a reader of the counts should know of how the model was read; empty where all is well."""
+    """What who reads the counts should know of how the model was read."""
 
     @property
     def parameters(self) -> int:
