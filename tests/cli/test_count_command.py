@@ -151,6 +151,22 @@ def test_every_form_of_a_model_gives_the_same_count(product, tmp_path):
     assert (found["trainable"], found["total"]) == wanted
 
 
+def test_a_guess_and_an_index_that_does_not_fit_are_notes(call, product, tmp_path):
+    folder = tmp_path / "model"
+    llama().save_pretrained(folder, max_shard_size="20KB")
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text("utf-8"))
+    index["metadata"]["total_size"] += 4
+    write(path, index)
+    assert [note for note in product(folder)["notes"] if "total_size" in note]
+    (folder / "config.json").unlink()
+    guess, size = product(folder)["notes"][:2]
+    assert "names and shapes alone, and may be otherwise: there is no config.json" in guess
+    assert "metadata.total_size" in size
+    _, out, _ = call(folder)
+    assert " ".join(f"Note: {guess}".split()) in " ".join(out.split())
+
+
 def test_a_gguf_file_is_a_model_too(product, tmp_path):
     sys.path.insert(0, str(Path(__file__).parents[1] / "space/blueprint"))
     from gguf_files import model, write_gguf

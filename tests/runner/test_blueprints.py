@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from math import prod
 
+import peft
 import pytest
 import torch
 import transformers
@@ -14,6 +16,7 @@ from tunemath.runner import blueprints
 from tunemath.runner.blueprints import blueprint_from_transformers, blueprint_of
 from tunemath.space import Blueprint
 from tunemath.space.blueprint.saved import from_json, to_json
+from tunemath.space.peft import AdapterConfig, peft_ledger
 
 T5 = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
 MAMBA = {"model_type": "mamba", "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2,
@@ -110,6 +113,45 @@ def test_packed_weights_have_their_logical_shape():
     assert blueprint.unlearnable == {"0.weight", "1.weight"}
 
 
+def stand_in(
+    kind: type, d_in: int, d_out: int, buffers: bool, **tensors: torch.Tensor
+) -> nn.Module:
+    """Return a linear layer whose weight is packed, with the tensors that its library gives it."""
+    module = kind(d_in, d_out) if kind is nn.Linear else kind()
+    if kind is nn.Linear:
+        del module.weight
+    module.in_features, module.out_features = d_in, d_out
+    for name, tensor in tensors.items():
+        if buffers:
+            module.register_buffer(name, tensor)
+        else:
+            setattr(module, name, nn.Parameter(tensor, requires_grad=False))
+    return module
+
+
+# hqq/core/quantize.py, HQQLinear; compressed-tensors' compressors, which take the weight away from
+# torch's Linear; awq/modules/linear/gemm.py, whose tensors are buffers.
+PACKED = {
+    "hqq": (nn.Module, False, {"W_q": (3, 16)}),
+    "compressed-tensors": (
+        nn.Linear,
+        False,
+        {"weight_packed": (6, 2), "weight_scale": (6, 1), "weight_shape": (2,)},
+    ),
+    "awq": (nn.Module, True, {"qweight": (16, 1), "qzeros": (1, 1), "scales": (1, 6)}),
+}
+
+
+@pytest.mark.parametrize("form", PACKED)
+def test_layers_that_other_tensors_stand_for_have_their_logical_shape(form):
+    kind, buffers, shapes = PACKED[form]
+    tensors = {name: torch.zeros(shape, dtype=torch.int32) for name, shape in shapes.items()}
+    tensors["bias"] = torch.zeros(6)
+    (layer,) = blueprint_of(nn.Sequential(stand_in(kind, 16, 6, buffers, **tensors))).modules
+    assert (layer.kind, layer.d_in, layer.d_out, layer.bias) == ("linear", 16, 6, True)
+    assert layer.tensors == (("weight", (6, 16)), ("bias", (6,)))
+
+
 def test_multihead_attention_holds_its_input_projection():
     blueprint = blueprint_of(nn.Sequential(nn.MultiheadAttention(8, 2)))
     attention, out = blueprint.modules
@@ -136,6 +178,33 @@ def test_weights_made_from_other_parameters_keep_their_shape():
     assert blueprint.parameters == 4 + 3 + 4 * 4 * 3 + 6 * 5
     # The linear layer owns nothing itself; what it is made from is counted.
     assert found["1.parametrizations.weight"].tensors == (("original", (5, 6)),)
+
+
+class Normed(nn.Module):
+    """A linear layer and a convolution whose weights are made by weight norm."""
+
+    def __init__(self, norm: Callable[[nn.Module], nn.Module], bias: bool) -> None:
+        super().__init__()
+        self.proj = norm(nn.Linear(6, 5, bias=bias))
+        self.conv = norm(nn.Conv1d(5, 4, 3, bias=bias))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("norm", [parametrizations.weight_norm, nn.utils.weight_norm])
+def test_weight_normed_layers_are_there_and_are_counted_as_peft_counts_them(norm, bias):
+    model = Normed(norm, bias)
+    blueprint = blueprint_of(model)
+    assert list(blueprint.tensors()) == parameters_of(model)
+    assert blueprint.parameters == sum(p.numel() for p in model.parameters())
+    proj, conv = blueprint.by_name["proj"], blueprint.by_name["conv"]
+    assert (proj.kind, proj.shape, proj.d_in, proj.d_out) == ("linear", (5, 6), 6, 5)
+    assert (conv.kind, conv.shape) == ("conv", (4, 5, 3))
+    assert (proj.bias, conv.bias) == (bias, bias)
+    ledger = peft_ledger(blueprint, AdapterConfig("LORA", r=2, target_modules=["proj", "conv"]))
+    live = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["proj", "conv"]))  # type: ignore[arg-type]
+    assert (ledger.trainable, ledger.total) == live.get_nb_trainable_parameters()
+    assert sum(row["parameters"] for row in ledger.by_module()) == ledger.total
 
 
 def test_frozen_parameters_are_told():

@@ -19,7 +19,7 @@ from tunemath.errors import ModelError
 from tunemath.runner.quiet import quiet_libraries
 from tunemath.runner.resolve import cache_folder
 from tunemath.space import Blueprint, Module
-from tunemath.space.blueprint import Kind, Tensor
+from tunemath.space.blueprint import Kind
 from tunemath.space.blueprint.config import class_name
 from tunemath.space.blueprint.quantised import declared_quantisation
 from tunemath.space.blueprint.saved import from_json, to_json
@@ -126,14 +126,15 @@ def blueprint_of(model: nn.Module) -> Blueprint:
     modules, first, tied = [], {}, {}
     frozen = set()
     for name, module in model.named_modules():
-        own = list(module.named_parameters(recurse=False, remove_duplicate=False))
-        if not own:
+        packed = _packed_linear(module)
+        own = packed or dict(module.named_parameters(recurse=False, remove_duplicate=False))
+        kind, made = "linear" if packed else _kind(module), _made_weight(module)
+        if not own and made is None:
             continue
-        tensors = tuple(_tensor(module, *each) for each in own)
-        kind, groups = _kind(module), getattr(module, "groups", 1)
-        weight = _made_weight(module)
-        modules.append(Module(name, kind, tensors, weight, groups if kind == "conv" else 1))
-        for key, parameter in own:
+        tensors = tuple((key, _logical_shape(module, kind, key, p)) for key, p in own.items())
+        groups = getattr(module, "groups", 1) if kind == "conv" else 1
+        modules.append(Module(name, kind, tensors, made, groups))
+        for key, parameter in own.items():
             full = f"{name}.{key}" if name else key
             if id(parameter) in first:
                 tied[full] = first[id(parameter)]
@@ -177,20 +178,40 @@ def _kind(module: nn.Module) -> Kind:
     return "other"
 
 
-def _tensor(module: nn.Module, name: str, parameter: torch.Tensor) -> Tensor:
-    """Return a parameter's name and logical shape; 4-bit weights are stored packed."""
-    if name == "weight" and isinstance(module, nn.Linear):
-        return name, (module.out_features, module.in_features)
-    if name == "weight" and isinstance(module, nn.Embedding):
-        return name, (module.num_embeddings, module.embedding_dim)
-    return name, tuple(parameter.shape)
+def _packed_linear(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the weight and bias of a linear layer that other tensors stand for; else nothing.
+
+    HQQ's HQQLinear holds a parameter W_q, a layer of compressed-tensors weight_packed in its
+    weight's place, those of GPTQ and AWQ a buffer qweight; scales lie beside.
+    """
+    held = {**dict(module.named_buffers(recurse=False)), **dict(module.named_parameters("", False))}
+    weight = next((held[key] for key in ("W_q", "weight_packed", "qweight") if key in held), None)
+    sides = (getattr(module, "out_features", None), getattr(module, "in_features", None))
+    if weight is None or not all(isinstance(side, int) for side in sides):
+        return {}
+    bias = getattr(module, "bias", None)
+    return {"weight": weight, **({"bias": bias} if isinstance(bias, torch.Tensor) else {})}
+
+
+def _logical_shape(module: Any, kind: Kind, name: str, parameter: torch.Tensor) -> tuple[int, ...]:
+    """Return a parameter's shape as the model uses it; quantised weights are stored packed."""
+    if name == "weight" and kind == "linear":
+        return module.out_features, module.in_features
+    if name == "weight" and kind == "embedding":
+        return module.num_embeddings, module.embedding_dim
+    return tuple(parameter.shape)
 
 
 def _made_weight(module: nn.Module) -> tuple[int, ...] | None:
-    """Return the shape of a weight that a parametrisation makes from other parameters."""
-    if parametrize.is_parametrized(module, "weight"):
+    """Return the shape of a weight that is made from other parameters; None where it is not.
+
+    ``torch.nn.utils.parametrizations`` makes it in a submodule, the older
+    ``torch.nn.utils.weight_norm`` in a hook, which leaves it a plain attribute.
+    """
+    if parametrize.is_parametrized(module, "weight") or "weight" in vars(module):
         with torch.no_grad():
-            return tuple(module.weight.shape)  # type: ignore[union-attr, arg-type]
+            weight: Any = module.weight
+        return tuple(weight.shape) if isinstance(weight, torch.Tensor) else None
     return None
 
 

@@ -7,19 +7,20 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from tunemath.errors import ModelError
 from tunemath.runner.adapters import BottleneckModel
+from tunemath.runner.loading import loading_errors, one_line, read_model, read_tensors
 from tunemath.runner.prefixes import attach_virtual_tokens, load_virtual_tokens
 from tunemath.runner.quiet import quiet_libraries
 from tunemath.runner.resolve import ResolvedModel
-from tunemath.runner.tuned import CONFIG, check_base
+from tunemath.runner.tuned import CONFIG, space_of
 from tunemath.runner.unfrozen import UnfrozenModel
 from tunemath.space import (
     AdapterSpace,
@@ -30,7 +31,6 @@ from tunemath.space import (
     UnfreezeSpace,
     UpdateSpace,
     peft_settings,
-    read_space,
 )
 from tunemath.storage import read_json
 
@@ -42,6 +42,11 @@ __all__ = [
     "trainable_counts",
     "why_not_merged",
 ]
+
+
+_PEFT_CONFIG, _PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# PEFT's adapters that a model reads once, as embeddings or as keys and values before its input.
+_VIRTUAL = (PeftType.PREFIX_TUNING, PeftType.PROMPT_TUNING, PeftType.P_TUNING, PeftType.CPT)
 
 
 def choose_device(space: UpdateSpace | None = None) -> tuple[torch.device, torch.dtype]:
@@ -57,18 +62,13 @@ def choose_device(space: UpdateSpace | None = None) -> tuple[torch.device, torch
 
 def load_base(model: ResolvedModel, device: torch.device, dtype: torch.dtype) -> Any:
     """Load the base in evaluation mode, from safetensors only."""
-    try:
-        with quiet_libraries():
-            base: Any = AutoModelForCausalLM.from_pretrained(
-                model.folder,
-                dtype=dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=model.trust_remote_code,
-            )
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"cannot load {model.id} from {model.folder}: {reason}") from error
+    base = read_model(
+        AutoModelForCausalLM,
+        model.folder,
+        model.id,
+        dtype=dtype,
+        trust_remote_code=model.trust_remote_code,
+    )
     return base.to(device=device).eval()
 
 
@@ -88,8 +88,7 @@ def attach_adapter(base: Any, space: UpdateSpace, seed: int) -> Any:
             try:
                 wrapped = get_peft_model(base, LoraConfig(**values))
             except ValueError as error:
-                reason = str(error).strip().splitlines()[0]
-                raise ModelError(f"PEFT refuses {space.method} here: {reason}") from error
+                raise ModelError(f"PEFT refuses {space.method} here: {one_line(error)}") from error
         _check_scale(wrapped, space)
         return wrapped
     if isinstance(space, PrefixSpace | PromptSpace):
@@ -101,17 +100,71 @@ def attach_adapter(base: Any, space: UpdateSpace, seed: int) -> Any:
 
 
 def load_adapter(base: Any, folder: Path) -> Any:
-    """Return the base with a saved update, PEFT's or ours, for inference."""
-    if (folder / CONFIG).is_file():
-        check_base(base, folder)
-        saved = read_json(folder / CONFIG)["space"]
-        model: Any = attach_adapter(base, read_space(saved), seed=0)
-        model.load(folder)
-        return model.eval()
-    with quiet_libraries():
-        if PeftConfig.from_pretrained(str(folder)).is_prompt_learning:
-            return load_virtual_tokens(base, folder)
-        return PeftModel.from_pretrained(base, str(folder), local_files_only=True).eval()
+    """Return the base with a saved update, PEFT's or ours, for inference.
+
+    Raises `ModelError` where the folder is no whole update of this base, or one that can't be run
+    here; the message names the file and what to do.
+    """
+    ours, theirs = (folder / CONFIG).is_file(), (folder / _PEFT_CONFIG).is_file()
+    if ours and theirs:
+        raise ModelError(
+            f"{folder} holds two updates, by {CONFIG} and by {_PEFT_CONFIG}; delete the files of "
+            "the one that was left over"
+        )
+    if theirs:
+        return _load_peft(base, folder)
+    if not ours:
+        raise ModelError(
+            f"{folder} holds no saved update, neither {CONFIG} nor {_PEFT_CONFIG}; give the folder "
+            "that was saved, whole, or train again"
+        )
+    model: Any = attach_adapter(base, space_of(base, folder), seed=0)
+    model.load(folder)
+    return model.eval()
+
+
+def _load_peft(base: Any, folder: Path) -> Any:
+    """Return the base with an adapter that PEFT saved, from safetensors only."""
+    config = _peft_config(folder)
+    weights = folder / _PEFT_WEIGHTS
+    pickled = weights.with_suffix(".bin")
+    if pickled.is_file() and not weights.is_file():
+        raise ModelError(
+            f"{pickled} is pickle, which can run any code when it is read, so it is refused; load "
+            "it with PEFT if you trust it, and save it again with save_pretrained"
+        )
+    tensors = read_tensors(weights)
+    if config.peft_type in _VIRTUAL:
+        with quiet_libraries():
+            return load_virtual_tokens(base, config, tensors, folder)
+    if config.is_prompt_learning:
+        raise ModelError(
+            f"{folder} holds a {PeftType(config.peft_type).value} adapter, which is counted but "
+            "not run here; load it with peft.PeftModel.from_pretrained"
+        )
+    with loading_errors(f"PEFT cannot load the adapter in {folder}"):
+        warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)
+        try:
+            return PeftModel.from_pretrained(base, str(folder), local_files_only=True).eval()
+        except UserWarning as lacking:
+            raise ModelError(
+                f"{weights} does not hold all that {_PEFT_CONFIG} describes on this base "
+                f"({one_line(lacking)}); it is of another model, or not whole: copy it again"
+            ) from None
+
+
+def _peft_config(folder: Path) -> Any:
+    """Return the configuration of an adapter that PEFT saved."""
+    path = folder / _PEFT_CONFIG
+    values = read_json(path)
+    kind = values.get("peft_type") if isinstance(values, dict) else None
+    if not isinstance(kind, str) or kind not in PeftType.__members__:
+        raise ModelError(
+            f"{path} has {kind!r:.60} as peft_type, which PEFT {peft.__version__} does not have; "
+            "copy it again, or install the PEFT that saved it"
+        )
+    with loading_errors(f"{path} cannot be read; copy it again"):
+        return PeftConfig.from_pretrained(str(folder))
 
 
 def why_not_merged(space: UpdateSpace) -> str | None:

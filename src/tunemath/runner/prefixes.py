@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModelForCausalLM, PrefixTuningConfig, PromptTuningConfig
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -197,17 +196,23 @@ def attach_virtual_tokens(base: Any, space: PrefixSpace | PromptSpace, seed: int
     return model
 
 
-def load_virtual_tokens(base: Any, folder: Path) -> VirtualTokens:
-    """Put saved virtual tokens, ours or PEFT's, before a base, for inference."""
-    config = PeftConfig.from_pretrained(str(folder))
+def load_virtual_tokens(
+    base: Any, config: PeftConfig, tensors: Mapping[str, Tensor], folder: Path
+) -> VirtualTokens:
+    """Put the virtual tokens of a folder, ours or PEFT's, before a base, for inference.
+
+    Of P-tuning and CPT PEFT saves the embeddings that their encoders made, so they are a prompt.
+    """
     config.inference_mode = True
     model = VirtualTokens(base, config)
-    saved = load_file(folder / "adapter_model.safetensors")["prompt_embeddings"]
-    weight = model._encoder.embedding.weight
-    if saved.shape != weight.shape:
+    saved, weight = tensors.get("prompt_embeddings"), model._encoder.embedding.weight
+    if saved is None or saved.shape != weight.shape:
+        found = "no virtual tokens"
+        if saved is not None:
+            found = f"virtual tokens of shape {tuple(saved.shape)}"
         raise ModelError(
-            f"{folder} has virtual tokens of shape {tuple(saved.shape)}, and this base needs "
-            f"{tuple(weight.shape)}; they were trained on another model"
+            f"{folder} has {found}, and this base needs {tuple(weight.shape)}; they "
+            "were trained on another model"
         )
     with torch.no_grad():
         weight.copy_(saved)

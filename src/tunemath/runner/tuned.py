@@ -13,16 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tunemath.errors import ModelError
+from tunemath.errors import ContractError, ModelError
+from tunemath.runner.loading import one_line, read_model, read_tensors
 from tunemath.runner.quiet import quiet_libraries
 from tunemath.runner.resolve import weights_hash
-from tunemath.space import UpdateSpace
+from tunemath.space import (
+    AdapterSpace,
+    LastLayersSpace,
+    UnfreezeSpace,
+    UpdateSpace,
+    read_space,
+)
 from tunemath.storage import read_json, write_json
 
-__all__ = ["CONFIG", "TunedModel", "check_base"]
+__all__ = ["CONFIG", "TunedModel", "space_of"]
 
 CONFIG = "update.json"
 _TENSORS = "update.safetensors"
@@ -96,20 +103,45 @@ class TunedModel(nn.Module):
 
     def _saved(self, folder: Path) -> dict[str, Tensor]:
         if self.space.method != "full":
-            return load_file(folder / _TENSORS)
-        with quiet_libraries():
-            whole = type(self.base_model).from_pretrained(
-                folder, dtype=self.base_model.dtype, use_safetensors=True, local_files_only=True
-            )
+            return read_tensors(folder / _TENSORS)
+        whole = read_model(type(self.base_model), folder, str(folder), dtype=self.base_model.dtype)
         return dict(whole.named_parameters())
 
 
-def check_base(base: Any, folder: Path) -> None:
-    """Refuse a base whose files are not those that a saved update was trained on."""
-    expected = read_json(folder / CONFIG)["base"].get("sha256")
-    path = Path(getattr(base, "name_or_path", "") or "")
-    if expected and (path / "config.json").is_file() and weights_hash(path) != expected:
+def space_of(base: Any, folder: Path) -> UpdateSpace:
+    """Return how a saved update was trained; refuse a base that has other weights than its own.
+
+    Raises `ModelError` where update.json is damaged; the message names it.
+    """
+    path = folder / CONFIG
+    about = read_json(path)
+    about = about if isinstance(about, dict) else {}
+    values, origin = about.get("space"), about.get("base")
+    if not isinstance(values, dict) or not isinstance(origin, dict):
         raise ModelError(
-            f"{folder} was trained on a base with SHA-256 {expected[:12]}…, and {path} has other "
+            f"{path} has no space and base, as a saved update's has; copy it again, or train again"
+        )
+    expected = origin.get("sha256")
+    at = Path(getattr(base, "name_or_path", "") or "")
+    if (
+        isinstance(expected, str)
+        and (at / "config.json").is_file()
+        and weights_hash(at) != expected
+    ):
+        raise ModelError(
+            f"{folder} was trained on a base with SHA-256 {expected[:12]}…, and {at} has other "
             "weights; load the base that it was trained on"
         )
+    try:
+        space = read_space(values)
+    except ContractError as error:
+        raise ModelError(
+            f"{path} has a space that cannot be read ({one_line(error)}); copy it again, or train "
+            "again"
+        ) from error
+    if not isinstance(space, AdapterSpace | LastLayersSpace | UnfreezeSpace):
+        raise ModelError(
+            f"{path} has the method {space.method}, whose updates PEFT saves; copy it again, or "
+            "train again"
+        )
+    return space

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
@@ -19,7 +20,15 @@ from tunemath.errors import ModelError
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["TensorHeader", "read_array", "read_json", "read_tensor", "read_tensor_headers"]
+__all__ = [
+    "Checkpoint",
+    "TensorHeader",
+    "read_array",
+    "read_checkpoint",
+    "read_json",
+    "read_tensor",
+    "read_tensor_headers",
+]
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -27,6 +36,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _LONGEST_HEADER = 100_000_000
 _LONGEST_VALUE = 2**16
 _LFS = b"version https://git-lfs"
+_PART = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 
 # Bits of an element, by the format's names: safetensors/src/tensor.rs.
 _BITS = {
@@ -54,25 +64,43 @@ class TensorHeader(NamedTuple):
         return math.prod(self.shape)
 
 
+class Checkpoint(NamedTuple):
+    """What a model's files hold."""
+
+    tensors: dict[str, TensorHeader]
+    """Every tensor by its name, in the files' order."""
+    notes: tuple[str, ...] = ()
+    """Where an index and its files do not agree, and what was counted."""
+
+
 def read_tensor_headers(path: Path) -> dict[str, TensorHeader]:
     """Return the name and header of every tensor, in the files' order.
 
     ``path`` is a model's folder, a safetensors file, or the index of several.
     """
+    return read_checkpoint(path).tensors
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Return the tensors of a model's folder, a safetensors file, or the index of several.
+
+    Raises `ModelError` for a file that is cut short, damaged or lacking. An index that says less
+    or other than its files is noted.
+    """
     if path.is_dir():
         for name in (_SINGLE, _INDEX):
             if (path / name).is_file():
-                return read_tensor_headers(path / name)
+                return read_checkpoint(path / name)
         raise ModelError(_nothing_to_read(path))
     if path.suffix == ".json":
         return _read_index(path)
-    part = re.search(r"-(\d+)-of-(\d+)\.safetensors$", path.name)
+    part = _PART.search(path.name)
     if part and int(part[2]) > 1:
         raise ModelError(
             f"{path} is one file of {int(part[2])} and holds a part of the model; give their "
             "folder, or their index"
         )
-    return _read_file(path)
+    return Checkpoint(_read_file(path))
 
 
 def read_tensor(folder: Path, header: TensorHeader) -> bytes:
@@ -131,9 +159,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_index(index: Path) -> dict[str, TensorHeader]:
-    """Return the tensors that an index lists, from the files where it says they are."""
-    places = read_json(index).get("weight_map")
+def _read_index(index: Path) -> Checkpoint:
+    """Return the tensors of the files that an index names.
+
+    A tensor that it lists must be where it says; one that it does not list counts too, since
+    transformers loads whole files.
+    """
+    content = read_json(index)
+    places = content.get("weight_map")
     if not isinstance(places, dict) or not places:
         raise ModelError(f"{index} has no weight_map; download it again")
     folder = index.parent
@@ -148,13 +181,57 @@ def _read_index(index: Path) -> dict[str, TensorHeader]:
             raise ModelError(f"{folder} lacks {name}, which its index names; download it again")
         shards[name] = _read_file(folder / name)
     try:
-        return {tensor: shards[place][tensor] for tensor, place in places.items()}
+        listed = {tensor: shards[place][tensor] for tensor, place in places.items()}
     except KeyError as missing:
         tensor = str(missing.args[0])
         raise ModelError(
             f"{folder / str(places[tensor])} lacks {tensor}, which the index says it holds; "
             "download both again"
         ) from None
+    rest = {
+        tensor: header
+        for shard in shards.values()
+        for tensor, header in shard.items()
+        if tensor not in listed
+    }
+    metadata = content.get("metadata")
+    claimed = metadata.get("total_size") if isinstance(metadata, dict) else None
+    return Checkpoint(listed | rest, tuple(_index_notes(index, shards, listed, rest, claimed)))
+
+
+def _index_notes(
+    index: Path,
+    shards: Collection[str],
+    listed: Mapping[str, TensorHeader],
+    rest: Mapping[str, TensorHeader],
+    claimed: Any,
+) -> Iterator[str]:
+    """Yield where an index and the headers of its files do not agree.
+
+    ``claimed`` is its metadata.total_size, the bytes of all tensors.
+    """
+    parts = [part for part in map(_PART.search, shards) if part]
+    count = max((int(part[2]) for part in parts), default=0)
+    absent = sorted({*range(1, count + 1)} - {int(part[1]) for part in parts})
+    if absent:
+        numbers = ", ".join(map(str, absent[:6])) + (" …" if len(absent) > 6 else "")
+        yield (
+            f"{index} names no tensor of {len(absent)} of {count} files (number {numbers}), so "
+            "what they hold is not counted; if the model has them, download the index again"
+        )
+    if rest:
+        yield (
+            f"{index} does not list {len(rest):,} of the tensors that its files hold, such as "
+            f"{next(iter(rest))}; they are counted, since transformers loads them"
+        )
+    sums = [sum(header.nbytes for header in each.values()) for each in (listed, rest)]
+    known = isinstance(claimed, int | float) and not isinstance(claimed, bool)
+    if known and claimed not in (sums[0], sum(sums)):
+        yield (
+            f"{index} says in metadata.total_size that the tensors have {claimed:,} bytes, and "
+            f"their headers say {sum(sums):,}, which is counted; if the model should be of the "
+            "other size, download the index and its files again"
+        )
 
 
 def _read_file(path: Path) -> dict[str, TensorHeader]:
@@ -258,7 +335,7 @@ def _hold_places(path: Path, tensors: dict[str, TensorHeader], data: int, data_b
 def _nothing_to_read(folder: Path) -> str:
     """Say what a folder without model.safetensors holds instead, and what to do."""
     names = sorted(path.name for path in folder.iterdir())
-    there = ", ".join(names[:6]) + (" …" if len(names) > 6 else "")
+    there = (", ".join(names[:6]) or "nothing") + (" …" if len(names) > 6 else "")
     pickles = [name for name in names if name.lower().endswith(_PICKLES)]
     if "adapter_config.json" in names:
         return (
@@ -271,6 +348,12 @@ def _nothing_to_read(folder: Path) -> str:
             "any code when it is read, so it is refused. If you trust it, convert it once: "
             "AutoModelForCausalLM.from_pretrained(SOURCE).save_pretrained(TARGET) in "
             "transformers writes safetensors"
+        )
+    parts = [name for name in names if _PART.search(name)]
+    if parts:
+        return (
+            f"{folder} holds {len(parts)} parts of a model ({parts[0]}, …) and no {_INDEX}, which "
+            "says what belongs to it; download it too"
         )
     return (
         f"{folder} has no weights; expected {_SINGLE} or {_INDEX}, found {there}. "

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 from contextlib import suppress
@@ -187,13 +188,44 @@ def test_a_fallback_is_not_asked_about_a_known_family_or_without_a_configuration
     assert not fallback.asked
 
 
-@pytest.mark.parametrize("error", [ModelError("no such family"), ImportError("no torch")])
-def test_where_the_fallback_fails_the_weights_speak(strange, error):
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ModelError("no such family"), "no such family"),
+        (ModuleNotFoundError("No module", name="torch"), "torch is not installed"),
+    ],
+)
+def test_where_the_fallback_fails_the_weights_speak_and_a_note_says_so(strange, error, words):
     read = read_blueprint(strange, fallback=_Recorded(error))
     assert modules(read) == modules(blueprint_of(model("llama")))
     assert ties(read) == set()
-    with pytest.raises(ModelError, match=str(error)):
+    (note,) = read.notes
+    assert re.search(rf"names and shapes alone, and may be otherwise: {words}", note)
+    with pytest.raises(ModelError, match=words):
         read_blueprint(strange / "config.json", fallback=_Recorded(error))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("undefined symbol: aoti"),
+        ModuleNotFoundError("No module named 'tunemath.nothing'", name="tunemath.nothing"),
+        RuntimeError("a fault"),
+    ],
+)
+def test_a_fallbacks_own_fault_is_no_reason_to_guess(strange, error):
+    for path in (strange, strange / "config.json"):
+        with pytest.raises(type(error), match=str(error)):
+            read_blueprint(path, fallback=_Recorded(error))
+
+
+def test_a_guess_says_why_and_what_is_described_says_nothing(strange, tmp_path):
+    (note,) = read_blueprint(strange).notes
+    assert note.endswith("a strange is not known without transformers")
+    (strange / "config.json").unlink()
+    (note,) = read_blueprint(strange).notes
+    assert note.endswith("there is no config.json beside them")
+    assert read_blueprint(save("llama", tmp_path / "known")).notes == ()
 
 
 def test_a_fallbacks_blueprint_is_held_against_the_weights(strange):
@@ -210,6 +242,17 @@ def _edit_config(folder, **changes):
 
 def _only_pickle(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def _no_index(folder):
+    _empty(folder)
+    save("llama", folder, max_shard_size="20KB")
+    (folder / "model.safetensors.index.json").unlink()
+
+
+def _empty(folder):
+    for path in folder.iterdir():
+        path.unlink()
 
 
 def _cut(folder):
@@ -247,6 +290,8 @@ def _text(name, text):
         (_text("config.json", '{"peft_type": "LORA"}'), "an adapter's configuration"),
         (lambda f: (f / "model.safetensors").unlink(), "has no weights.*found config.json"),
         (_only_pickle, "only as pickle .pytorch_model.bin.*can run any code.*save_pretrained"),
+        (_no_index, r"holds \d parts of a model .model-00001-of-.* and no model.safetensors.index"),
+        (_empty, "has no weights; .* found nothing"),
         (_adapter, "holds an adapter, not a model"),
         (_adapters_weights, "holds an adapter, not a model"),
         (_cut, "cut short or damaged"),
@@ -309,6 +354,67 @@ def test_indices_that_lie(tmp_path, places, message):
         read_blueprint(tmp_path)
 
 
+def _sharded(folder, change):
+    """Save in several files and change the index, which is given with its weight_map."""
+    save("llama", folder, max_shard_size="20KB")
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    change(index, index["weight_map"])
+    path.write_text(json.dumps(index))
+    return read_blueprint(folder)
+
+
+def _leave_out_a_tensor(index, places):
+    del places["model.layers.1.mlp.up_proj.weight"]
+
+
+def _leave_out_a_file(index, places):
+    for name in [name for name, file in places.items() if "-00002-of-" in file]:
+        del places[name]
+
+
+def test_a_tensor_that_an_index_does_not_list_is_counted_and_noted(tmp_path):
+    """transformers loads whole files."""
+    read = _sharded(tmp_path, _leave_out_a_tensor)
+    assert read == read_blueprint(save("llama", tmp_path / "whole"))
+    assert read.stored_bytes == 4 * model("llama").num_parameters()
+    live = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert torch.equal(live.get_parameter(name), model("llama").get_parameter(name))
+    (note,) = read.notes
+    assert f"does not list 1 of the tensors that its files hold, such as {name}; they are" in note
+
+
+def test_an_index_that_leaves_out_a_file_is_noted(tmp_path):
+    with pytest.raises(ModelError, match=r"the weights lack .* of the 21 parameters"):
+        _sharded(tmp_path, _leave_out_a_file)
+    (tmp_path / "config.json").unlink()
+    notes = read_blueprint(tmp_path).notes
+    assert re.search(r"names no tensor of 1 of \d files \(number 2\), so what they", notes[1])
+    assert "in metadata.total_size" in notes[2]
+
+
+@pytest.mark.parametrize(
+    ("size", "noted"),
+    [
+        (4 * 19_616, False), (4 * 19_616.0, False), (None, False), ("78464", False), (True, False),
+        (78_463, True), (2 * 78_464, True), (0, True), (-1.5, True),
+    ],
+)  # fmt: skip
+def test_a_total_size_that_does_not_fit_the_headers_is_noted(tmp_path, size, noted):
+    assert model("llama").num_parameters() == 19_616
+    read = _sharded(tmp_path, lambda index, _: index["metadata"].update(total_size=size))
+    assert read.stored_bytes == 78_464
+    assert [f"{size:,} bytes, and their headers say 78,464, which is" in n for n in read.notes] == (
+        [True] * noted
+    )
+
+
+@pytest.mark.parametrize("metadata", [None, [], "x", {}])
+def test_an_index_may_say_nothing_of_sizes(tmp_path, metadata):
+    assert not _sharded(tmp_path, lambda index, _: index.update(metadata=metadata)).notes
+
+
 def _raw(header, data=b""):
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
@@ -335,6 +441,7 @@ _TWICE = b'{"x":%b,"x":%b}' % ((json.dumps(_entry()).encode(),) * 2)
         (_raw({"x": 1}, bytes(8)), "without dtype, shape or data_offsets"),
         (_raw({"x": _entry(offsets=(8, 16))}, bytes(16)), "overlap or leave a gap"),
         (_raw({"x": _entry(), "y": _entry()}, bytes(8)), "overlap or leave a gap"),
+        (_raw({"x": _entry(), "y": _entry(offsets=(16, 24))}, bytes(24)), "a gap at byte 1"),
         (_raw({"x": _entry()}, bytes(9)), "holds 9 bytes of weights where its header says 8"),
         (_raw({"x": _entry()}), "cut short or damaged"),
         (_raw(_TWICE, bytes(8)), "names 'x' twice in its header"),

@@ -91,6 +91,55 @@ def _written(path, architecture="llama", tensors=(), **numbers):
     return path
 
 
+def _without(path, name, *dropped, renamed=()):
+    """Write a tiny model's file again without some tensors, or with others' names."""
+    reader = gguf.GGUFReader(write_gguf(name, path.with_name("whole.gguf")))
+    writer = gguf.GGUFWriter(path, MODELS[name][0])
+    for field in reader.fields.values():
+        if not field.name.startswith(("GGUF.", "general.architecture", "tokenizer.")):
+            writer.add_key_value(field.name, field.contents(), field.types[0])
+    renames = dict(renamed)
+    for tensor in reader.tensors:
+        if tensor.name not in dropped:
+            writer.add_tensor(renames.get(tensor.name, tensor.name), tensor.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_what_is_written_again_whole_is_the_same(tmp_path):
+    again = _without(tmp_path / "model.gguf", "mixtral")
+    assert read_blueprint(again) == read_blueprint(tmp_path / "whole.gguf")
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("part", ["gate", "up", "down"])
+def test_a_mixture_that_lacks_experts_names_the_layer_and_the_tensor(tmp_path, name, layer, part):
+    lost = f"blk.{layer}.ffn_{part}_exps.weight"
+    path = _without(tmp_path / "model.gguf", name, lost)
+    with pytest.raises(ModelError, match=rf"model.gguf: layer {layer} lacks {lost}, .* again"):
+        read_blueprint(path)
+
+
+def test_experts_biases_and_whole_layers_of_experts_are_missed_too(tmp_path):
+    path = _without(tmp_path / "a.gguf", "gpt_oss", "blk.1.ffn_up_exps.bias")
+    with pytest.raises(ModelError, match=r"layer 1 lacks blk.1.ffn_up_exps.bias"):
+        read_blueprint(path)
+    every = [f"blk.0.ffn_{part}_exps.weight" for part in ("gate", "up", "down")]
+    with pytest.raises(ModelError, match=r"layer 0 lacks blk.0.ffn_gate_exps.weight"):
+        read_blueprint(_without(tmp_path / "b.gguf", "mixtral", *every))
+
+
+def test_experts_one_by_one_are_told_from_lost_ones(tmp_path):
+    """llama.cpp wrote blk.0.ffn_gate.7.weight before April 2024."""
+    old = {f"blk.0.ffn_{p}_exps.weight": f"blk.0.ffn_{p}.0.weight" for p in ("gate", "up", "down")}
+    with pytest.raises(ModelError, match=r"holds each expert apart .* convert the model again"):
+        read_blueprint(_without(tmp_path / "model.gguf", "mixtral", renamed=old))
+
+
 _NUMBERS = {
     "block_count": 1, "attention__head_count": 2, "context_length": 8, "feed_forward_length": 8,
 }  # fmt: skip

@@ -96,6 +96,29 @@ def test_old_names_of_norms_are_todays(tmp_path):
     assert module.kind == "norm"
 
 
+class _Normed(torch.nn.Module):
+    def __init__(self, bias):
+        super().__init__()
+        norm = torch.nn.utils.parametrizations.weight_norm
+        self.layers = torch.nn.ModuleList([norm(torch.nn.Linear(6, 5, bias=bias))])
+        self.conv = norm(torch.nn.Conv1d(5, 4, 3, bias=bias))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("old", [True, False])
+def test_weight_normed_layers_are_those_of_the_live_model(tmp_path, old, bias):
+    live, tensors = _Normed(bias), {}
+    for name, parameter in live.named_parameters():
+        if old:  # the names before torch 2.1
+            name = name.replace(".parametrizations.weight.original0", ".weight_g")
+            name = name.replace(".parametrizations.weight.original1", ".weight_v")
+        tensors[name] = ("F32", tuple(parameter.shape))
+    write_safetensors(tmp_path / "model.safetensors", tensors)
+    read = read_blueprint(tmp_path)
+    assert modules(read) == modules(blueprint_of(live))
+    assert read.parameters == sum(p.numel() for p in live.parameters())
+
+
 def _experts(*numbers, width=6, parts=("w1", "w2", "w3")):
     shapes = {"w1": (width, 4), "w3": (width, 4), "w2": (4, width)}
     return {

@@ -92,6 +92,14 @@ def _nvfp4_packed(name, d_out, d_in):
     }
 
 
+def _mxfp4_packed(name, d_out, d_in):
+    """compressed-tensors, compressors/mxfp4: two values a byte, an exponent for 32."""
+    return {
+        f"{name}.weight_packed": ("U8", (d_out, d_in // 2)),
+        f"{name}.weight_scale": ("U8", (d_out, d_in // 32)),
+    }
+
+
 def _mxfp6_packed(name, d_out, d_in):
     """compressed-tensors, compressors/mxfp6/base.py: four values in three bytes."""
     return {
@@ -107,6 +115,23 @@ def _nvfp4(name, d_out, d_in):
         f"{name}.weight_scale": ("F8_E4M3", (d_out, d_in // 16)),
         f"{name}.weight_scale_2": ("F32", ()),
         f"{name}.input_scale": ("F32", ()),
+    }
+
+
+def _mxfp4_quark(name, d_out, d_in):
+    """AMD Quark, as vllm's quantization/quark/schemes/quark_ocp_mx.py reads it."""
+    return {
+        f"{name}.weight": ("U8", (d_out, d_in // 2)),
+        f"{name}.weight_scale": ("U8", (d_out, d_in // 32)),
+    }
+
+
+def _sparse_24(name, d_out, d_in):
+    """compressed-tensors, sparse_compressors/sparse_24_bitmask.py: half the values, all bits."""
+    return {
+        f"{name}.shape": ("I64", struct.pack("<2q", d_out, d_in)),
+        f"{name}.compressed": ("F16", (d_out, d_in // 2)),
+        f"{name}.bitmask": ("U8", (d_out, -(-d_in // 8))),
     }
 
 
@@ -142,10 +167,26 @@ def _hqq(name, d_out, d_in):
         f"{name}.scale": ("F16", (1, d_out * d_in // 64)),
         f"{name}.zero": ("F16", (1, d_out * d_in // 64)),
         f"{name}.shape": ("I64", struct.pack("<2q", d_out, d_in)),
-        f"{name}.nbits": ("I32", (1,)),
+        f"{name}.nbits": ("I32", struct.pack("<i", 4)),
         f"{name}.group_size": ("I32", (1,)),
         f"{name}.packing": b"4bit_u8",
         f"{name}.view_as_float": ("U8", ()),
+    }
+
+
+def _hqq_3bit(name, d_out, d_in):
+    """hqq/core/bitpack.py, pack_3bit_32: 16 rows are filled up to 20, ten of them in one I32."""
+    return _hqq(name, d_out, d_in) | {
+        f"{name}.W_q": ("I32", (2, d_out * d_in // 16)),
+        f"{name}.nbits": b"\x03",  # a byte before hqq 0.2
+    }
+
+
+def _hqq_2bit_as_float(name, d_out, d_in):
+    """hqq/core/quantize.py, view_as_float: the same bytes under another dtype."""
+    return _hqq(name, d_out, d_in) | {
+        f"{name}.W_q": ("F16", (16, d_out * d_in // 128)),
+        f"{name}.nbits": ("I32", struct.pack("<i", 2)),
     }
 
 
@@ -170,7 +211,10 @@ FORMS = {
     "fp8-blocks": (_fp8_blocks, "fp8"),
     "fp8-tensor": (_fp8_tensor, "fp8"),
     "int8": (_int8, "int8"),
+    "sparse-24": (_sparse_24, "compressed-tensors"),
     "hqq": (_hqq, "hqq"),
+    "hqq-3bit": (_hqq_3bit, "hqq"),
+    "hqq-2bit": (_hqq_2bit_as_float, "hqq"),
     "bitnet": (_bitnet, "bitnet"),
 }
 
@@ -225,10 +269,16 @@ def test_a_quantised_conv1d_is_a_linear_layer(tmp_path, form):
         assert module.kind == ("linear" if original.kind == "conv1d" else original.kind)
 
 
-def test_mxfp6_has_a_scale_for_32_values(tmp_path):
-    write_safetensors(tmp_path / "model.safetensors", _mxfp6_packed("layers.0.up_proj", 6, 64))
-    (module,) = read_blueprint(tmp_path).modules
-    assert module.shape == (6, 64)
+@pytest.mark.parametrize(
+    ("pack", "form"),
+    [(_mxfp4_packed, "compressed-tensors"), (_mxfp6_packed, "compressed-tensors"),
+     (_mxfp4_quark, "mxfp4")],
+)  # fmt: skip
+def test_microscaling_has_a_scale_for_32_values(tmp_path, pack, form):
+    write_safetensors(tmp_path / "model.safetensors", pack("layers.0.up_proj", 6, 64))
+    read = read_blueprint(tmp_path)
+    assert [(m.name, m.shape) for m in read.modules] == [("layers.0.up_proj", (6, 64))]
+    assert read.quantisation == form
 
 
 def test_experts_in_8_bits_are_laid_together(tmp_path):
@@ -292,6 +342,10 @@ def _with(form, **changes):
     return tensors
 
 
+def _ints(*numbers):
+    return "I64", struct.pack(f"<{len(numbers)}q", *numbers)
+
+
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
@@ -305,11 +359,76 @@ def _with(form, **changes):
         (_with("awq", scales=("F16", (3, 7))), r"a qweight \[16, 4\] with scales \[3, 7\]"),
         (_with("pack-quantized", weight_shape=None), "without weight_shape"),
         (_with("nvfp4-pack", weight_scale=("F8_E4M3", (32, 3))), "without weight_shape"),
+        (_with("nvfp4-pack", weight_scale=("U8", (2,)), weight_packed=("U8", ())), "U8.. without"),
         (_with("pack-quantized", weight_shape=("I64", (2,))), r"a stored shape of \[0, 0\]"),
         (_with("hqq", shape=("F16", (2,))), r"a shape stored as F16\[2\]"),
+        (_with("hqq", shape=_ints(32, 32)), r"stored shape of \[32, 32\] beside U8\[32, 8\]"),
+        (_with("hqq-3bit", shape=_ints(32, 32)), r"shape of \[32, 32\] beside I32\[2, 32\]"),
+        (_with("hqq", shape=None), "a W_q without shape or nbits, which is no layout"),
+        (_with("hqq-2bit", nbits=None), "a W_q without shape or nbits"),
+        (_with("pack-quantized", weight_shape=_ints(32, 65)), r"\[32, 65\] beside I32\[32, 2\]"),
+        (_with("pack-quantized", weight_shape=_ints(31, 16)), r"\[31, 16\] beside I32\[32, 2\]"),
+        (_with("sparse-24", shape=_ints(16, 8)), r"shape of \[16, 8\] beside F16\[32, 8\]"),
+        (_with("sparse-24", shape=None), r"integers U8\[32, 2\] for a weight"),
+        (_with("gptq", g_idx=("I32", (17,))), r"a qweight \[2, 32\] for 17 inputs"),
+        (_with("bitsandbytes-4bit", nf4=None), r"integers U8\[256, 1\] for a weight"),
+        (_with("bitsandbytes-8bit", SCB=None), r"integers I8\[32, 16\] for a weight"),
     ],
 )
 def test_packed_weights_that_make_no_sense_are_refused(tmp_path, tensors, message):
     write_safetensors(tmp_path / "model.safetensors", tensors)
     with pytest.raises(ModelError, match=message):
         read_blueprint(tmp_path)
+
+
+# Tensors of one layer of 32 × 32 as other formats store them.
+UNKNOWN = {
+    # compressed-tensors, compressors/marlin_24.py: halved, permuted in tiles, then packed.
+    "marlin-24": {"weight_packed": ("I32", (64, 1)), "scale_packed": ("F16", (32, 2)),
+                  "meta": ("I16", (32, 4))},
+    # transformers, integrations/quanto.py; eetq.py; aqlm.py; fp_quant.py.
+    "quanto": {"weight._data": ("I8", (32, 32)), "weight._scale": ("F16", (32, 1))},
+    "eetq": {"weight": ("I8", (32, 32)), "weight_scales": ("F16", (32,))},
+    "aqlm": {"codes": ("I8", (32, 4, 1)), "codebooks": ("F16", (1, 256, 1, 8)),
+             "scales": ("F16", (32, 1, 1, 1))},
+    "fp_quant": {"qweight": ("U8", (32, 16)), "scales": ("U8", (32, 1))},
+    # Model Optimizer's W4A16, two values a byte along d_out; Marlin; EXL2.
+    "modelopt": {"weight": ("U8", (16, 32)), "weight_scale": ("F16", (32, 2))},
+    "marlin": {"B": ("I32", (2, 64)), "s": ("F16", (1, 32))},
+    "exl2": {"q_weight": ("I32", (4, 32)), "q_scale": ("I32", (1, 4)), "q_perm": ("I16", (32,))},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [True, False], ids=["config", "headers alone"])
+@pytest.mark.parametrize("form", UNKNOWN)
+def test_layouts_that_are_not_known_are_refused_and_not_counted_as_bytes(tmp_path, form, config):
+    save("qwen2", tmp_path, config=config)
+    name = "model.layers.0.self_attn.q_proj"
+    tensors = {n: t for n, t in tensors_of("qwen2").items() if not n.startswith(f"{name}.w")}
+    packed = {f"{name}.{key}": tensor for key, tensor in UNKNOWN[form].items()}
+    write_safetensors(tmp_path / "model.safetensors", tensors | packed)
+    with pytest.raises(ModelError, match=rf"{name}.* no layout that is known; .*unquantised"):
+        read_blueprint(tmp_path)
+
+
+def test_a_declared_quantisation_whose_tensors_say_nothing_is_named(tmp_path):
+    save("qwen2", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "strange"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tensors = tensors_of("qwen2")
+    shape = tensors.pop("model.layers.0.self_attn.q_proj.weight")
+    tensors["model.layers.0.self_attn.q_proj.values"] = shape
+    write_safetensors(tmp_path / "model.safetensors", tensors)
+    with pytest.raises(ModelError, match=r"lack 1 of .* quantised as strange, and their layout"):
+        read_blueprint(tmp_path)
+
+
+@pytest.mark.parametrize("settings", [None, {}, [], "gptq", {"quant_method": None}])
+def test_a_configuration_may_name_no_quantisation(tmp_path, settings):
+    save("qwen2", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
+    for path in (tmp_path, tmp_path / "config.json"):
+        read = read_blueprint(path)
+        assert (read.quantisation, read.parameters) == ("", model("qwen2").num_parameters())

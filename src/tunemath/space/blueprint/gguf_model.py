@@ -126,6 +126,7 @@ def gguf_config(path: Path, gguf: Gguf) -> dict[str, Any]:
     """Return the configuration that config.json would hold, as far as shapes depend on it."""
     architecture = str(gguf.metadata.get("general.architecture", ""))
     family = _family(path, gguf)
+    _hold_experts(path, gguf)
 
     def number(key: str, default: int | None = None) -> int:
         value = gguf.metadata.get(f"{architecture}.{key}", default)
@@ -165,6 +166,29 @@ def _family(path: Path, gguf: Gguf) -> _Family:
             f"{', '.join(_FAMILIES)}. Give the model's folder with safetensors instead"
         )
     return _FAMILIES[architecture]
+
+
+def _hold_experts(path: Path, gguf: Gguf) -> None:
+    """Refuse a mixture that lacks a layer's gate, up or down projections, or their biases."""
+    there: dict[tuple[int, str], set[str]] = {}
+    for name in gguf.tensors:
+        if re.fullmatch(r"blk\.\d+\.ffn_(gate|up|down)\.\d+\.weight", name):
+            raise ModelError(
+                f"{path} holds each expert apart ({name}), as llama.cpp wrote them before April "
+                "2024; convert the model again with a llama.cpp of today"
+            )
+        layer = re.fullmatch(r"blk\.(\d+)\.ffn_(gate_inp|(gate|up|down)_exps)\.(\w+)", name)
+        if layer and layer[3]:
+            there.setdefault((int(layer[1]), layer[4]), set()).add(layer[3])
+        elif layer:
+            there.setdefault((int(layer[1]), "weight"), set())
+    for (number, key), parts in sorted(there.items()):
+        lacking = next((part for part in ("gate", "up", "down") if part not in parts), None)
+        if lacking:
+            raise ModelError(
+                f"{path}: layer {number} lacks blk.{number}.ffn_{lacking}_exps.{key}, and its "
+                "feed-forward is a mixture of experts; the file is not whole, download it again"
+            )
 
 
 def _matrix(path: Path, gguf: Gguf, name: str) -> tuple[int, int]:
@@ -207,7 +231,7 @@ def gguf_weights(path: Path, gguf: Gguf) -> dict[str, Weight]:
         stem, _, key = full.rpartition(".")
         layer = re.fullmatch(r"blk\.(\d+)\.(.+)", stem)
         name = family.inside.get(layer[2]) if layer else family.outside.get(stem)
-        if name is None:
+        if name is None or key not in ("weight", "bias"):
             continue
         if layer:
             name = f"{family.layers}.{layer[1]}.{name}"
@@ -232,7 +256,7 @@ def _gates_and_ups_together(weights: dict[str, Weight]) -> dict[str, Weight]:
     """Lay a mixture's gate and up projections together, as transformers holds them."""
     for name in [name for name in weights if ".experts.gate_proj" in name]:
         gate = weights.pop(name)
-        up = weights.pop(name.replace(".gate_proj", ".up_proj"), gate)
+        up = weights.pop(name.replace(".gate_proj", ".up_proj"))
         if min(len(gate.shape), len(up.shape)) < 2:
             continue
         rows = gate.shape[1] + up.shape[1]

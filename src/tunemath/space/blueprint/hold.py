@@ -114,8 +114,13 @@ def _hold_layers(
         if name not in found and name not in blueprint.tied and re.search(r"\.\d+\.", f".{name}")
     ]
     if lacking:
+        why = "config and weights are not of one model"
+        if blueprint.quantisation and not any(weight.form for weight in found.values()):
+            why = (
+                f"the configuration says that they are quantised as {blueprint.quantisation}, and "
+                "their layout is none that is known; use the model's unquantised version"
+            )
         raise ModelError(
             f"{path}: the weights lack {len(lacking):,} of the {len(shapes):,} parameters that "
-            f"{blueprint.architecture} has by its configuration, such as {lacking[0]}; "
-            "config and weights are not of one model"
+            f"{blueprint.architecture} has by its configuration, such as {lacking[0]}; {why}"
         )

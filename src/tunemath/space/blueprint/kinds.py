@@ -10,6 +10,7 @@ from tunemath.space.blueprint.record import Blueprint, Kind, Module
 
 __all__ = ["blueprint_of_weights"]
 
+_MADE = ".parametrizations.weight"
 Shapes = Mapping[str, tuple[int, ...]]
 
 _EMBEDDING = re.compile(
@@ -128,12 +129,14 @@ def _modules(weights: Mapping[str, Weight]) -> list[Module]:
     for full, weight in weights.items():
         name, _, key = full.rpartition(".")
         own.setdefault(name, {})[key] = weight.shape
+    for name in [name for name, shapes in own.items() if "original1" in shapes]:
+        own.setdefault(name.removesuffix(_MADE), {})  # without a bias it owns nothing itself
     transposed = any(_is_transposed(name, shapes) for name, shapes in own.items())
     found = []
     for name in sorted(own, key=_natural):
         shapes = own[name]
         # torch's weight norm makes a weight from its lengths and a tensor of its own shape.
-        made = own.get(f"{name}.parametrizations.weight", {}).get("original1")
+        made = own.get(name + _MADE, {}).get("original1")
         kind = _kind(name, {"weight": made, **shapes} if made else shapes, own.keys(), transposed)
         tensors = sorted(shapes.items(), key=lambda item: (_ORDER.get(item[0], 9), item[0]))
         groups = None if kind == "conv" and _is_narrow(made or shapes["weight"]) else 1

@@ -19,7 +19,8 @@ __all__ = ["live_weights", "without_buffers"]
 _NOT_PARAMETERS = frozenset(
     ("inv_freq", "original_inv_freq", "masked_bias", "position_ids", "running_mean", "running_var",
      "num_batches_tracked", "e_score_correction_bias", "relative_position_index", "k_scale",
-     "v_scale", "final_logits_bias", "slope_rate", "query_decay", "key_decay", "diagonal_decay")
+     "v_scale", "final_logits_bias", "slope_rate", "query_decay", "key_decay", "diagonal_decay",
+     "tid2eid")
 )  # fmt: skip
 _PREDICTION = ("mtp.", "model.mtp.")
 

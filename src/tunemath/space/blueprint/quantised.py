@@ -1,28 +1,20 @@
 """Quantised checkpoints: from the tensors as they are stored to the parameters they stand for.
 
-Each format packs a weight in its own way and lays scales beside it. Sources of the layouts:
-bitsandbytes/functional.py (QuantState.as_dict), AutoGPTQ's qlinear_exllama.py, AutoAWQ's gemm.py
-and gemv.py, compressed-tensors' pack_quantized.py and fp4_quantized.py, hqq/core/quantize.py,
-transformers' integrations/{mxfp4,finegrained_fp8,bitnet}.py.
+Each format packs a weight in its own way and lays scales beside it; ``forms`` has their layouts.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from tunemath.errors import ModelError
+from tunemath.space.blueprint.forms import Read, forms_of, strange
 from tunemath.space.checkpoint import TensorHeader
 
-__all__ = ["Weight", "declared_quantisation", "logical_weights", "main_dtype", "main_form"]
-
-Read = Callable[[TensorHeader], bytes]
-Stored = Mapping[str, TensorHeader]
-Form = tuple[str, tuple[str, str], Callable[[str, Stored, Read], tuple[int, ...] | None]]
+__all__ = ["Weight", "declared_quantisation", "logical_weights", "main_dtype", "main_form",
+           "refuse_packed"]  # fmt: skip
 
 
 class Weight(NamedTuple):
@@ -44,7 +36,7 @@ _BESIDE = frozenset(
      "qscale_weight", "qscale_act", "W_q", "scale", "zero", "shape", "nbits", "group_size",
      "axis", "packing", "channel_wise", "optimize", "round_zero", "view_as_float",
      "unpack_view_dtype", "compute_dtype", "quant_scale", "quant_zero", "offload_meta",
-     "stores_quant_config", "encoded_state_dict")
+     "stores_quant_config", "encoded_state_dict", "compressed", "bitmask", "row_offsets")
 )  # fmt: skip
 # What lies under a weight: q_proj.weight.absmax belongs to q_proj.weight.
 _UNDER = frozenset(("absmax", "quant_map", "nested_absmax", "nested_quant_map"))
@@ -52,6 +44,7 @@ _UNDER = frozenset(("absmax", "quant_map", "nested_absmax", "nested_quant_map"))
 _ENDINGS = ("_scale_inv", "_global_scale", "_scale", "_scale_2", "_zero_point", "_g_idx", "_shape",
             "_packed", "_blocks", "_scales")  # fmt: skip
 
+_INTEGERS = frozenset(("U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"))
 _DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E4M3FNUZ": "float8_e4m3fnuz",
@@ -103,171 +96,27 @@ def _owner(name: str) -> tuple[str, str]:
     return name, ""
 
 
-def _unpacked(name: str, stored: Stored, read: Read) -> Weight | None:
+def _unpacked(name: str, stored: Mapping[str, TensorHeader], read: Read) -> Weight | None:
     """Return the weight that a group of tensors stands for; None where it is not quantised."""
-    for form, (main, _), shape_of in _forms_of(frozenset(stored)):
+    for form, parts, shape_of in forms_of(frozenset(stored)):
         shape = shape_of(name, stored, read)
         if shape is not None:
             nbytes = sum([header.nbytes for header in stored.values()])
-            return Weight(shape, stored[main].dtype, nbytes, form)
+            return Weight(shape, stored[parts[0]].dtype, nbytes, form)
     return None
 
 
-@cache
-def _forms_of(parts: frozenset[str]) -> tuple[Form, ...]:
-    """Return the forms that a group of tensors may have, by what it holds."""
-    return tuple(form for form in _FORMS if parts.issuperset(form[1]))
+def refuse_packed(weights: Mapping[str, Weight]) -> None:
+    """Refuse integers that no form explains: packed weights of a layout that is not known.
 
-
-def _bitsandbytes_4bit(name: str, stored: Stored, read: Read) -> tuple[int, ...]:
-    """Two values a byte in one column; the shape is in a short JSON stored as bytes."""
-    state = read(stored["quant_state"])
-    try:
-        shape = json.loads(state)["shape"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise _strange(name, "a quant_state without a shape") from None
-    if not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in shape):
-        raise _strange(name, f"a quant_state of shape {shape!r}")
-    return _held(name, tuple(shape), 4, stored["weight"])
-
-
-def _unchanged(name: str, stored: Stored, read: Read) -> tuple[int, ...]:
-    return stored["weight"].shape
-
-
-def _gptq(name: str, stored: Stored, read: Read) -> tuple[int, ...] | None:
-    """Return (d_out, d_in): qweight is (d_in·bits/32, d_out), scales are (groups, d_out)."""
-    rows, columns = _sides(name, stored["qweight"])
-    if columns != _sides(name, stored["scales"])[1]:
-        return None
-    if "g_idx" in stored:
-        return columns, stored["g_idx"].size
-    if "qzeros" not in stored:
-        raise _strange(name, "a qweight without g_idx or qzeros")
-    return columns, rows * columns // max(_sides(name, stored["qzeros"])[1], 1)
-
-
-def _awq(name: str, stored: Stored, read: Read) -> tuple[int, ...]:
-    """Return (d_out, d_in); AWQ's GEMM packs along d_out, its GEMV along d_in, with 4 bits.
-
-    GEMM: qweight (d_in, d_out·bits/32), scales (groups, d_out).
-    GEMV: qweight (d_out, d_in·bits/32), scales (d_out, groups and padding).
+    A parameter of a model is a floating-point number. ``weights`` are without buffers; vectors of
+    integers are let through, since they pack nothing.
     """
-    rows, columns = _sides(name, stored["qweight"])
-    first, second = _sides(name, stored["scales"])
-    if columns and second % columns == 0:
-        return second, rows
-    if rows == first:
-        return rows, columns * 8
-    raise _strange(name, f"a qweight {[rows, columns]} with scales {[first, second]}")
-
-
-def _sides(name: str, header: TensorHeader) -> tuple[int, int]:
-    if len(header.shape) != 2:
-        raise _strange(name, f"a part of shape {[*header.shape]} where a matrix was expected")
-    return header.shape[0], header.shape[1]
-
-
-def _compressed(name: str, stored: Stored, read: Read) -> tuple[int, ...]:
-    """Return the shape that is stored beside packed integers, or that a float's scales tell.
-
-    NVFP4 has a scale of 8-bit floating point for each 16 values, MXFP4 and MXFP6 one for each 32.
-    """
-    packed, scale = stored["_packed"], stored["_scale"]
-    if "_shape" in stored:
-        return _read_shape(name, stored["_shape"], read)
-    if packed.dtype == "U8" and packed.shape and scale.shape:
-        width = scale.shape[-1] * (16 if scale.dtype == "F8_E4M3" else 32)
-        if packed.shape[-1] * 8 in (4 * width, 6 * width):
-            return (*packed.shape[:-1], width)
-    raise _strange(name, f"a packed weight {packed.dtype}{[*packed.shape]} without weight_shape")
-
-
-def _hqq(name: str, stored: Stored, read: Read) -> tuple[int, ...]:
-    return _read_shape(name, stored["shape"], read)
-
-
-def _mxfp4(name: str, stored: Stored, read: Read) -> tuple[int, ...] | None:
-    """Blocks (E, d_out, groups, 16) of 32 values each; the model holds (E, d_in, d_out)."""
-    blocks = stored["_blocks"].shape
-    if len(blocks) != 4 or blocks[:3] != stored["_scales"].shape:
-        return None
-    experts, d_out, groups, width = blocks
-    return experts, groups * width * 2, d_out
-
-
-def _scaled(name: str, stored: Stored, read: Read) -> tuple[int, ...] | None:
-    """Return the shape of a weight in 8 bits, which has scales and is not packed."""
-    return stored["weight"].shape if stored["weight"].dtype.startswith("F8_") else None
-
-
-def _scaled_int8(name: str, stored: Stored, read: Read) -> tuple[int, ...] | None:
-    return stored["weight"].shape if stored["weight"].dtype == "I8" else None
-
-
-def _nvfp4(name: str, stored: Stored, read: Read) -> tuple[int, ...] | None:
-    """NVFP4 as NVIDIA's Model Optimizer writes it: two values a byte, a scale for sixteen."""
-    weight, scale = stored["weight"], stored["_scale"]
-    if weight.dtype == "U8" and len(scale.shape) == len(weight.shape) == 2:
-        return weight.shape[0], weight.shape[1] * 2
-    return None
-
-
-def _bitnet(name: str, stored: Stored, read: Read) -> tuple[int, ...] | None:
-    """Four ternary values a byte, packed along d_out; one scale."""
-    weight, scale = stored["weight"], stored["_scale"]
-    if weight.dtype == "U8" and len(weight.shape) == 2 and scale.size == 1:
-        return weight.shape[0] * 4, weight.shape[1]
-    return None
-
-
-# Each form: the tensors that tell it, the packed one first, and how its logical shape is found.
-_FORMS: tuple[Form, ...] = (
-    ("bitsandbytes-4bit", ("weight", "quant_state"), _bitsandbytes_4bit),
-    ("bitsandbytes-8bit", ("weight", "SCB"), _unchanged),
-    ("gptq", ("qweight", "scales"), _gptq),
-    ("awq", ("qweight", "scales"), _awq),
-    ("compressed-tensors", ("_packed", "_scale"), _compressed),
-    ("hqq", ("W_q", "shape"), _hqq),
-    ("mxfp4", ("_blocks", "_scales"), _mxfp4),
-    ("fp8", ("weight", "_scale_inv"), _scaled),
-    ("fp8", ("weight", "_scale"), _scaled),
-    ("fp8", ("weight", "scale"), _scaled),
-    ("fp8", ("weight", "qscale_weight"), _scaled),
-    ("int8", ("weight", "_scale"), _scaled_int8),
-    ("nvfp4", ("weight", "_scale"), _nvfp4),
-    ("bitnet", ("weight", "_scale"), _bitnet),
-)
-
-
-def _read_shape(name: str, header: TensorHeader, read: Read) -> tuple[int, ...]:
-    """Return the integers of a small tensor."""
-    width = {"I64": 8, "I32": 4}.get(header.dtype)
-    raw = read(header)
-    if not width or not raw or len(raw) != header.nbytes:
-        raise _strange(name, f"a shape stored as {header.dtype}{[*header.shape]}")
-    numbers = [
-        int.from_bytes(raw[at : at + width], "little", signed=True)
-        for at in range(0, len(raw), width)
-    ]
-    if min(numbers) < 1:
-        raise _strange(name, f"a stored shape of {numbers}")
-    return tuple(numbers)
-
-
-def _held(name: str, shape: tuple[int, ...], bits: int, packed: TensorHeader) -> tuple[int, ...]:
-    """Hold a shape that the file claims against the bytes that are there."""
-    needed = -(-math.prod(shape) * bits // 8)
-    if not needed <= packed.nbytes < needed + 8:
-        raise _strange(name, f"a shape of {[*shape]} for {packed.nbytes:,} bytes of {bits} bits")
-    return shape
-
-
-def _strange(name: str, what: str) -> ModelError:
-    return ModelError(
-        f"{name} is quantised and has {what}, which is not a form that is known; "
-        "use the model's unquantised version"
-    )
+    for name, weight in weights.items():
+        if weight.form or weight.dtype not in _INTEGERS:
+            continue
+        if name.endswith("weight") or sum(side > 1 for side in weight.shape) > 1:
+            raise strange(name, f"integers {weight.dtype}{[*weight.shape]} for a weight")
 
 
 def main_form(weights: Iterable[Weight]) -> str:
@@ -291,6 +140,8 @@ def main_dtype(weights: Iterable[Weight]) -> str | None:
 def declared_quantisation(config: Mapping[str, Any]) -> str:
     """Return the quantisation that a configuration names, in the words of `logical_weights`.
 
+    Empty where it names none, as an unquantised model's ``{"quant_method": null}`` does.
+
     >>> declared_quantisation({"quantization_config": {"quant_method": "gptq", "bits": 4}})
     'gptq'
     """
@@ -301,4 +152,5 @@ def declared_quantisation(config: Mapping[str, Any]) -> str:
         return "bitsandbytes-4bit"
     if settings.get("load_in_8bit"):
         return "bitsandbytes-8bit"
-    return str(settings.get("quant_method", ""))
+    method = settings.get("quant_method")
+    return method if isinstance(method, str) else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,15 +13,22 @@ from tunemath.space.blueprint.config import blueprint_of_config
 from tunemath.space.blueprint.hold import held_against, stored_as
 from tunemath.space.blueprint.kinds import blueprint_of_weights
 from tunemath.space.blueprint.names import live_weights, without_buffers
-from tunemath.space.blueprint.quantised import Weight, declared_quantisation, logical_weights
+from tunemath.space.blueprint.quantised import (
+    Weight,
+    declared_quantisation,
+    logical_weights,
+    refuse_packed,
+)
 from tunemath.space.blueprint.record import Blueprint
-from tunemath.space.checkpoint import read_json, read_tensor, read_tensor_headers
+from tunemath.space.checkpoint import read_checkpoint, read_json, read_tensor
 
 __all__ = ["read_blueprint"]
 
 Fallback = Callable[[Mapping[str, Any], str | None], Blueprint]
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+# What a fallback may lack; that it can't import anything else is no reason to guess.
+_LIBRARIES = ("torch", "transformers")
 _GOOD = "a model's folder, a config.json, a .safetensors file, an index, or a .gguf file"
 
 
@@ -38,7 +44,8 @@ def read_blueprint(
 
     ``task_type`` is PEFT's, such as SEQ_CLS; with a configuration it chooses the class.
     ``fallback`` builds the blueprint of a family that is not known here, from the configuration
-    and the task; without it, or where it fails, such a family's weights speak for themselves.
+    and the task. Without it, or where it fails, such a family's weights speak for themselves:
+    that is a guess, and ``notes`` says so and why.
     """
     path = Path(path)
     gguf = _gguf_in(path)
@@ -99,11 +106,18 @@ def _from_config(
     if known is None and fallback is not None:
         try:
             known = fallback(config, task_type)
-        except ImportError as error:
-            raise ModelError(f"{_unknown(path, config)} ({error})") from None
+        except ModuleNotFoundError as error:
+            raise ModelError(f"{_unknown(path, config)} ({_absent(error)})") from None
     if known is None:
         raise ModelError(_unknown(path, config))
     return _as_declared(known, config)
+
+
+def _absent(error: ModuleNotFoundError) -> str:
+    """Return which training library is not installed; any other lack is a fault, and raised."""
+    if error.name not in _LIBRARIES:
+        raise error
+    return f"{error.name} is not installed"
 
 
 def _unknown(path: Path, config: Mapping[str, Any]) -> str:
@@ -131,35 +145,59 @@ def _from_weights(
 ) -> Blueprint:
     """Return the blueprint of weights, with the modules of the configuration where it is known."""
     folder = path if path.is_dir() else path.parent
-    headers = read_tensor_headers(path)
-    if not headers:
+    stored = read_checkpoint(path)
+    if not stored.tensors:
         raise ModelError(f"{path} has a weights file without a tensor; download it again")
-    if all(name.startswith("base_model.model.") for name in headers):
+    if all(name.startswith("base_model.model.") for name in stored.tensors):
         raise ModelError(f"{path} holds an adapter, not a model; give the base model's folder")
     try:
-        logical = logical_weights(headers, partial(read_tensor, folder))
+        logical = logical_weights(stored.tensors, partial(read_tensor, folder))
+        refuse_packed(without_buffers(logical))
         weights = live_weights(logical, str(config.get("model_type") or ""))
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
     known = blueprint_of_config(config, task_type=task_type) if config else None
-    untied = config.get("tie_word_embeddings") is False
-    if known is not None:
+    complete, why = known is not None, ""
+    if known is None:
+        known, why = _built(config, task_type, fallback)
+    if known is None:
+        found = _of_weights_alone(weights, config, why)
+    else:
+        untied = config.get("tie_word_embeddings") is False
         known = _as_declared(known, config)
-        return held_against(path, known, weights, complete=True, untied=untied)
-    if config and fallback is not None:
-        # A family that transformers doesn't know either still has its weights.
-        with suppress(ModelError, ImportError):
-            known = fallback(config, task_type)
-    if known is not None:
-        known = _as_declared(known, config)
-        return held_against(path, known, weights, complete=False, untied=untied)
-    return _of_weights_alone(weights, config)
+        found = held_against(path, known, weights, complete=complete, untied=untied)
+    return replace(found, notes=(*found.notes, *stored.notes))
 
 
-def _of_weights_alone(weights: Mapping[str, Weight], config: Mapping[str, Any]) -> Blueprint:
+def _built(
+    config: Mapping[str, Any], task_type: str | None, fallback: Fallback | None
+) -> tuple[Blueprint | None, str]:
+    """Return what the fallback builds of a family that is not known; None and why where it can't.
+
+    A family that transformers doesn't know either still has its weights.
+    """
+    if not config:
+        return None, "there is no config.json beside them"
+    if fallback is None:
+        return None, f"a {config.get('model_type') or 'model'} is not known without transformers"
+    try:
+        return fallback(config, task_type), ""
+    except ModuleNotFoundError as error:
+        return None, f"{_absent(error)}; run: pip install 'tunemath[train]'"
+    except ModelError as error:
+        return None, str(error)
+
+
+def _of_weights_alone(
+    weights: Mapping[str, Weight], config: Mapping[str, Any], why: str
+) -> Blueprint:
     """Return the blueprint that names and shapes give; a configuration says if the head is tied."""
     weights = without_buffers(weights)
-    found = stored_as(blueprint_of_weights(weights), weights)
+    guess = (
+        "what each module is, the head and what is tied were told from the weights' names and "
+        f"shapes alone, and may be otherwise: {why}"
+    )
+    found = replace(stored_as(blueprint_of_weights(weights), weights), notes=(guess,))
     if not config:
         return found
     tied = dict(found.tied)

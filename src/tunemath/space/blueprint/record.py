@@ -26,13 +26,16 @@ Tensor = tuple[str, tuple[int, ...]]
 
 
 class Module(NamedTuple):
-    """A module that owns parameters; containers are told by the names alone."""
+    """A module that owns parameters, or whose weight is made from those of its submodules.
+
+    Containers are told by the names alone.
+    """
 
     name: str
     """As in the live model: ``model.layers.0.self_attn.q_proj``."""
     kind: Kind
     tensors: tuple[Tensor, ...]
-    """Its own parameters, in the order in which the live module registers them."""
+    """Its own parameters, in the order of the live module; none if all lie in submodules."""
     weight: tuple[int, ...] | None = None
     """The weight's shape where it is made from other parameters, as by weight norm; else None."""
     groups: int | None = 1
@@ -77,7 +80,7 @@ class Blueprint:
     architecture: str
     """The class, such as LlamaForCausalLM."""
     modules: tuple[Module, ...]
-    """Every module that owns parameters, in the order of the live model's ``named_modules()``."""
+    """Every `Module`, in the order of the live model's ``named_modules()``."""
     config: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """config.json with the defaults of its model type; empty when only headers were there."""
     tied: Mapping[str, str] = field(default_factory=dict, hash=False)
@@ -97,6 +100,8 @@ class Blueprint:
     """
     stored_bytes: int | None = field(default=None, compare=False)
     """The bytes of the weights as their files hold them, scales included; None without files."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What who reads the counts should know of how the model was read."""
 
     @property
     def parameters(self) -> int:

@@ -22,7 +22,7 @@ def to_json(blueprint: Blueprint) -> str:
     """
     found: dict[str, Any] = {"modules": blueprint.modules}
     found |= {name: getattr(blueprint, name) for name in _FIELDS}
-    found["unlearnable"] = sorted(blueprint.unlearnable)
+    found |= {"unlearnable": sorted(blueprint.unlearnable), "notes": blueprint.notes}
     return json.dumps(found, separators=(",", ":"), default=str)
 
 
@@ -32,7 +32,8 @@ def from_json(text: str) -> Blueprint:
         found = json.loads(text)
         modules = tuple(_module(*each) for each in found["modules"])
         values = {name: found[name] for name in _FIELDS}
-        return Blueprint(modules=modules, unlearnable=frozenset(found["unlearnable"]), **values)
+        values |= {"unlearnable": frozenset(found["unlearnable"]), "notes": tuple(found["notes"])}
+        return Blueprint(modules=modules, **values)
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(
             f"this is not a saved blueprint ({type(error).__name__}: {error}); make it again"
