@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,6 +59,21 @@ def other_json(path: Path) -> None:
     (path / "complete.json").write_text(json.dumps({"something": "else"}))
 
 
+def no_counts(path: Path) -> None:
+    seal = json.loads((path / "complete.json").read_text())
+    del seal["witness"]
+    (path / "complete.json").write_text(json.dumps(seal))
+
+
+def list_json(path: Path) -> None:
+    (path / "complete.json").write_text("[1]")
+
+
+def files_are_a_list(path: Path) -> None:
+    seal = json.loads((path / "complete.json").read_text())
+    (path / "complete.json").write_text(json.dumps(seal | {"files": ["weights"]}))
+
+
 def cut_file(path: Path) -> None:
     (path / "weights").write_bytes(b"wei")
 
@@ -66,7 +82,10 @@ def lost_file(path: Path) -> None:
     (path / "optimizer.pt").unlink()
 
 
-@pytest.mark.parametrize("damage", [no_seal, torn_seal, other_json, cut_file, lost_file])
+@pytest.mark.parametrize(
+    "damage",
+    [no_seal, torn_seal, other_json, no_counts, list_json, files_are_a_list, cut_file, lost_file],
+)
 def test_a_damaged_one_is_removed_and_the_one_before_it_taken(
     tmp_path, damage: Callable[[Path], None]
 ):
@@ -77,6 +96,16 @@ def test_a_damaged_one_is_removed_and_the_one_before_it_taken(
     assert found is not None
     assert found[0].name == "checkpoint-5"
     assert not (tmp_path / "checkpoint-10").exists()
+
+
+def test_somebodys_copy_is_left_alone(tmp_path):
+    path = make_checkpoint(tmp_path, 5)
+    shutil.copytree(path, tmp_path / "checkpoint-9-before")
+    (tmp_path / "checkpoint-old").mkdir()
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found[0] == path
+    assert (tmp_path / "checkpoint-old").is_dir()
 
 
 def test_no_folder_is_no_checkpoint(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -113,6 +114,15 @@ def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / "tunemath"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path.home() / ".cache" / "tunemath"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", "\xff"])
+def test_a_damaged_memory_of_hashes_is_written_again(tiny_model, tmp_path, monkeypatch, content):
+    monkeypatch.setenv("TUNEMATH_CACHE", str(tmp_path))
+    expected = resolve.weights_hash(tiny_model)
+    (tmp_path / "hashes.json").write_text(content, "latin-1")
+    assert resolve.weights_hash(tiny_model) == expected
+    assert len(json.loads((tmp_path / "hashes.json").read_text())) == 2
 
 
 def test_weights_are_hashed_again_only_when_a_file_changes(tiny_model, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.pytorch_utils import Conv1D
 
 from tunemath.errors import ModelError
+from tunemath.runner.loading import one_line
 from tunemath.runner.quiet import quiet_libraries
 from tunemath.runner.resolve import cache_folder
 from tunemath.space import Blueprint, Module
@@ -113,7 +114,7 @@ def build_from_config(
     except Exception as error:  # a configuration is a stranger's, and may fail anywhere
         raise ModelError(
             f"transformers {transformers.__version__} cannot build {name} from this configuration: "
-            f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+            f"{type(error).__name__}: {one_line(error)}"
         ) from error
 
 

@@ -36,24 +36,25 @@ class SealCheckpoints(TrainerCallback):
 
 def latest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """Return the newest checkpoint whose seal and hashes hold; remove those that do not."""
-    found: list[tuple[int, Path, dict[str, Any]]] = []
+    found: dict[int, tuple[Path, dict[str, Any]]] = {}
     for path in folder.glob("checkpoint-*"):
+        step = path.name.removeprefix("checkpoint-")
+        if not step.isdecimal():  # somebody's copy
+            continue
         seal = _seal(path)
         if seal is None:
             shutil.rmtree(path, ignore_errors=True)
         else:
-            found.append((int(path.name.rpartition("-")[2]), path, seal))
-    if not found:
-        return None
-    _, path, seal = max(found, key=lambda entry: entry[0])
-    return path, seal
+            found[int(step)] = path, seal
+    return found[max(found)] if found else None
 
 
 def _seal(checkpoint: Path) -> dict[str, Any] | None:
     """Return a checkpoint's seal if every file is as it was when sealed."""
     try:
         seal = read_json(checkpoint / _SEAL)
-        whole = all(hash_file(checkpoint / name) == sha for name, sha in seal["files"].items())
-    except (RunError, OSError, KeyError):
+        files, _, _ = seal["files"], seal["witness"], seal["resumed_at"]
+        whole = all(hash_file(checkpoint / name) == sha for name, sha in files.items())
+    except (RunError, OSError, KeyError, TypeError, AttributeError):
         return None
     return seal if whole else None

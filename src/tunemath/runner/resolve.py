@@ -8,11 +8,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tunemath.contract import ModelChoice
-from tunemath.errors import ModelError
+from tunemath.errors import ModelError, RunError
 from tunemath.storage import canonical_json, hash_bytes, hash_file, read_json, write_json
 
 __all__ = ["DEFAULT_MODEL", "ResolvedModel", "cache_folder", "resolve_model", "weights_hash"]
@@ -136,7 +138,10 @@ def _remembered_hash(path: Path) -> str:
     memory = cache_folder() / "hashes.json"
     stat = path.stat()
     key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-    known = read_json(memory) if memory.exists() else {}
+    known: Any = {}
+    with suppress(RunError):  # a memory that is damaged is one that isn't there
+        known = read_json(memory)
+    known = known if isinstance(known, dict) else {}
     if key not in known:
         known[key] = hash_file(path)
         write_json(memory, known)

@@ -110,7 +110,12 @@ def _module(
 
 
 def _product(modules: list[dict[str, Any]]) -> dict[str, Any]:
-    energies = np.array([module["energy"] for module in modules])
+    # Of a matrix with fewer rows than the rank there are fewer values; together they are all.
+    longest = max(len(module["energy"]) for module in modules)
+    energies = [
+        [*module["energy"], *module["energy"][-1:] * (longest - len(module["energy"]))]
+        for module in modules
+    ]
     targets = sorted({module["target"] for module in modules})
     summary = {
         "median_effective_rank": float(np.median([m["effective_rank"] for m in modules])),
@@ -133,9 +138,11 @@ def _median(modules: list[dict[str, Any]], target: str, key: str) -> float:
 
 
 class _WeightNorms:
-    """Frobenius norms of base weights, read one tensor at a time."""
+    """Frobenius norms of base weights, read one tensor at a time where the files name it."""
 
     def __init__(self, model: ResolvedModel) -> None:
+        self.model = model
+        self.live: Any = None
         self.files: dict[str, Path] = {}
         for path in model.weight_files():
             with safe_open(path, framework="pt") as file:
@@ -143,8 +150,12 @@ class _WeightNorms:
 
     def of(self, module: str) -> float:
         """Return ‖W‖_F of a module's weight."""
-        name = f"{module}.weight"
+        name: str | None = f"{module}.weight"
         if name not in self.files:  # a checkpoint of the bare body leaves the first part out
-            name = next(key for key in self.files if f"{module}.weight".endswith("." + key))
+            name = next((key for key in self.files if f"{module}.weight".endswith(f".{key}")), None)
+        if name is None:  # a tied head, or a weight that transformers renames as it loads
+            if self.live is None:
+                self.live = load_base(self.model, torch.device("cpu"), torch.float32)
+            return float(self.live.get_submodule(module).weight.detach().double().norm())
         with safe_open(self.files[name], framework="pt") as file:
             return float(file.get_tensor(name).double().norm())

@@ -200,6 +200,13 @@ def save(name: str, folder: Path, *, config: bool = True, **options: Any) -> Pat
     return folder
 
 
+def edit_config(folder: Path, **changes: Any) -> None:
+    """Change fields of a config.json; DROP takes one away."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in config.items() if value != "DROP"}))
+
+
 def modules(blueprint: Blueprint) -> set[Any]:
     """Return what is the same whatever order modules and their parameters come in."""
     return {(m.name, m.kind, frozenset(m.tensors), m.weight) for m in blueprint.modules}

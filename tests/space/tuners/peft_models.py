@@ -15,6 +15,7 @@ from tunemath.errors import ModelError
 from tunemath.runner.blueprints import blueprint_of
 from tunemath.space.ledger import Ledger
 from tunemath.space.peft import AdapterConfig, peft_change
+from tunemath.space.peft.inference import for_inference
 
 _DECODER = {
     "vocab_size": 64,
@@ -138,7 +139,8 @@ def agree_on(model: torch.nn.Module, peft_type: str, values: dict) -> bool:
         with pytest.raises(ModelError):
             peft_change(data, ours)
         return False
-    ledger = Ledger(data, peft_change(data, ours))
+    change = peft_change(data, ours)
+    ledger = Ledger(data, for_inference(ours, change) if ours.get("inference_mode") else change)
     assert (ledger.trainable, ledger.total) == live
     rows = ledger.by_module()
     assert sum(row["trainable"] for row in rows) == ledger.trainable

@@ -14,7 +14,7 @@ from tunemath.space.ledger import Ledger
 from tunemath.space.peft import match
 from tunemath.space.peft.change import Change, Group, held
 from tunemath.space.peft.config import AdapterConfig, refuse_lost_layers, refuse_wrong_types
-from tunemath.space.peft.inference import as_for_inference
+from tunemath.space.peft.inference import inference_notes
 from tunemath.space.peft.lost import lost_settings
 from tunemath.space.peft.mixtures import fused_parameter, of_fused_experts
 from tunemath.space.peft.parameters import find_parameters, has_parameter
@@ -109,14 +109,14 @@ def peft_change(blueprint: Blueprint, config: AdapterConfig) -> Change:
     rows: tuple[Group, ...] = ()
     if used.get("trainable_token_indices") is not None:
         rows = token_rows(blueprint, used, own, saved_modules(blueprint, used))
+    change = replace(change, groups=(*change.groups, *rows))
     change = replace(
         change,
-        groups=(*change.groups, *rows),
-        notes=(*change.notes, *_notes(blueprint)),
+        notes=(*change.notes, *_notes(blueprint), *inference_notes(config, change)),
         findings=tuple(lost_settings(blueprint, config, lambda: _adapted(blueprint, used, own))),
         unmatched=tuple(_unmatched(blueprint, config)),
     )
-    return held(as_for_inference(config, change))
+    return held(change)
 
 
 def _refuse_unknown_task(config: AdapterConfig) -> None:

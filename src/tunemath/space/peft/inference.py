@@ -8,7 +8,7 @@ from dataclasses import replace
 from tunemath.space.peft.change import Change, Group, Shared, frozen
 from tunemath.space.peft.config import AdapterConfig
 
-__all__ = ["as_for_inference"]
+__all__ = ["for_inference", "inference_notes"]
 
 # The types whose own parameters PEFT leaves trainable all the same, and of SHADOW its network.
 _TRAINED = ("ADAPTION_PROMPT", "CPT", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING",
@@ -18,23 +18,29 @@ _NETWORK = "shadow_"
 _SHARED = ("modules_to_save.", "token_adapter.")
 
 
-def as_for_inference(config: AdapterConfig, change: Change) -> Change:
-    """Return the change with what ``inference_mode`` freezes, and a note on how much that is.
+def for_inference(config: AdapterConfig, change: Change) -> Change:
+    """Return the change with what PEFT freezes when it sets an adapter up for inference.
 
-    PEFT saves every adapter with it on. Biases of the model that ``bias`` trains stay trained.
+    Biases of the model that ``bias`` trains stay trained.
     """
-    if not config.get("inference_mode"):
-        return change
     groups = tuple(each if _is_trained(config, each) else frozen(each) for each in change.groups)
     shared = tuple(each if _is_trained(config, each) else frozen(each) for each in change.shared)
-    number = _trained(change.groups, change.shared) - _trained(groups, shared)
-    note = (
-        f"inference_mode is on, as in every adapter that PEFT saved, and freezes {number:,} "
-        "parameters of the adapter; set it to false to count them as trained"
-        if number
-        else f"inference_mode is on, and PEFT leaves {config.peft_type} trainable all the same"
+    return replace(change, groups=groups, shared=shared)
+
+
+def inference_notes(config: AdapterConfig, change: Change) -> tuple[str, ...]:
+    """Return a note where ``inference_mode`` is on: the count is of the adapter as it trains.
+
+    PEFT saves every adapter with it on, whatever it was trained with.
+    """
+    if not config.get("inference_mode"):
+        return ()
+    still = for_inference(config, change)
+    number = _trained(change.groups, change.shared) - _trained(still.groups, still.shared)
+    return (
+        "inference_mode is on, as in every adapter that PEFT saved; counted as the adapter trains. "
+        f"Loaded as it is, PEFT freezes {number:,} of these parameters",
     )
-    return replace(change, groups=groups, shared=shared, notes=(*change.notes, note))
 
 
 def _is_trained(config: AdapterConfig, each: Group | Shared) -> bool:
