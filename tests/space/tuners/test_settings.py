@@ -86,6 +86,10 @@ def test_ranks_are_those_of_the_first_pattern_that_matches():
         ("PROMPT_TUNING", "num_virtual_tokens", "ten"),
         ("LOKR", "decompose_factor", None),
         ("OFT", "oft_block_size", "32"),
+        ("MISS", "init_weights", ["bat"]),
+        ("WAVEFT", "wavelet_family", {"db1": 1}),
+        ("ADALORA", "total_step", "100"),
+        ("SHADOW", "update_hidden_size", "4"),
         ("LORA", "layers_to_transform", [[0]]),
         ("LORA", "layers_to_transform", ["0"]),
         ("LORA", "exclude_modules", [["q_proj"]]),
@@ -147,3 +151,12 @@ def test_tokens_that_are_no_list_are_refused(tokens):
     values = {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": tokens}}
     with pytest.raises(ModelError, match=f"has {tokens} for model.embed_tokens; expected a list"):
         peft_change(blueprint("llama"), AdapterConfig("LORA", **values))
+
+
+@pytest.mark.parametrize(
+    ("peft_type", "key", "value"),
+    [("LOKR", "decompose_factor", 1.5), ("SHADOW", "update_hidden_size", -1)],
+)
+def test_sizes_that_are_fractions_or_negative_are_refused(peft_type, key, value):
+    with pytest.raises(ModelError, match=f"{key} is {value}; set it to a whole number"):
+        peft_change(blueprint("llama"), AdapterConfig(peft_type, **{key: value}))

@@ -48,9 +48,11 @@ _SHARED: dict[str, tuple[tuple[type, ...], str]] = {
             "num_layers",
             "token_dim",
             "encoder_hidden_size",
+            "update_hidden_size",
         ),
         ((int,), "a whole number"),
     ),
+    "total_step": ((int, float), "a number of steps"),
     "bias": ((str,), "a word, such as none or all"),
     "task_type": ((str,), "one of PEFT's task types, such as CAUSAL_LM"),
 }
@@ -126,8 +128,11 @@ def refuse_wrong_types(config: AdapterConfig) -> None:
     """Raise where a value can't be what its field is for: a number for names, null for a rank."""
     defaults = peft_facts()["types"][config.peft_type]["defaults"]
     for key, value in config.items():
-        wanted, words = _wanted(key, defaults.get(key))
-        if not wanted or (value is None and defaults.get(key) is None):
+        default = defaults.get(key)
+        if isinstance(default, bool | str) and isinstance(value, list | dict):
+            raise ModelError(f"{config.peft_type}: {key} is {value!r:.60}; expected a single value")
+        wanted, words = _wanted(key, default)
+        if not wanted or (value is None and default is None):
             continue
         lists = (tuple, set, frozenset) if list in wanted else ()
         good = isinstance(value, (*wanted, *lists)) and not isinstance(value, bool)

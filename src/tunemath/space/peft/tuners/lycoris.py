@@ -9,7 +9,7 @@ from tunemath.errors import ModelError
 from tunemath.space.blueprint import Blueprint, Module
 from tunemath.space.peft.change import Change, Group, Part, grouped
 from tunemath.space.peft.config import AdapterConfig
-from tunemath.space.peft.tuners.settings import layers, rank_of
+from tunemath.space.peft.tuners.settings import layers, rank_of, whole
 
 __all__ = ["loha", "lokr"]
 
@@ -53,10 +53,11 @@ def lokr(blueprint: Blueprint, config: AdapterConfig) -> Change:
     Source: Yeh et al. 2023, arXiv 2309.14859.
     """
     groups = []
+    near = whole(config, "decompose_factor", least=-1)
     for modules in _alike(blueprint, config):
         r = rank_of(config, modules[0])
         d_out, d_in, *kernel = modules[0].shape
-        (a, b), (c, d) = (split(n, config["decompose_factor"]) for n in (d_out, d_in))
+        (a, b), (c, d) = (split(n, near) for n in (d_out, d_in))
         k = prod(kernel)
         if config["decompose_both"] and r < max(a, c) / 2:
             first = r * (a + c)

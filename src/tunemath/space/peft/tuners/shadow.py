@@ -51,7 +51,8 @@ def shadow(blueprint: Blueprint, config: AdapterConfig) -> Change:
     """
     one_of(config, "shadow_model", ("mirror",))
     r, d = whole(config, "r"), blueprint.hidden
-    u = config["update_hidden_size"] or r
+    given = config["update_hidden_size"]
+    u = r if given is None else whole(config, "update_hidden_size", least=0) or r
     update = tuple(
         part
         for name in ("shadow_update_transform", "shadow_update_gate")
