@@ -139,7 +139,7 @@ def test_peft_loads_what_is_saved_and_what_peft_saves_is_loaded(kind, tmp_path):
 
 def test_virtual_tokens_of_another_model_are_refused(tmp_path):
     tuned(PREFIX).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"virtual tokens of shape \(5, 64\).*needs \(5, 128\)"):
+    with pytest.raises(ModelError, match=r"virtual tokens of \(5, 64\).*needs \(5, 128\)"):
         load_adapter(copy.deepcopy(family("qwen 3")), tmp_path)
 
 

@@ -207,12 +207,10 @@ def load_virtual_tokens(
     model = VirtualTokens(base, config)
     saved, weight = tensors.get("prompt_embeddings"), model._encoder.embedding.weight
     if saved is None or saved.shape != weight.shape:
-        found = "no virtual tokens"
-        if saved is not None:
-            found = f"virtual tokens of shape {tuple(saved.shape)}"
+        found = "no virtual tokens" if saved is None else f"virtual tokens of {tuple(saved.shape)}"
         raise ModelError(
-            f"{folder} has {found}, and this base needs {tuple(weight.shape)}; they "
-            "were trained on another model"
+            f"{folder} has {found}, and this base needs {tuple(weight.shape)}; they were trained "
+            "on another model"
         )
     with torch.no_grad():
         weight.copy_(saved)

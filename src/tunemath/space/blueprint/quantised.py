@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from tunemath.space.blueprint.forms import Read, forms_of, strange
 from tunemath.space.checkpoint import TensorHeader
 
-__all__ = ["Weight", "declared_quantisation", "logical_weights", "main_dtype", "main_form",
-           "refuse_packed"]  # fmt: skip
+__all__ = ["Weight", "declared_quantisation", "is_buffer", "logical_weights", "main_dtype",
+           "main_form", "refuse_packed"]  # fmt: skip
 
 
 class Weight(NamedTuple):
@@ -109,14 +109,18 @@ def _unpacked(name: str, stored: Mapping[str, TensorHeader], read: Read) -> Weig
 def refuse_packed(weights: Mapping[str, Weight]) -> None:
     """Refuse integers that no form explains: packed weights of a layout that is not known.
 
-    A parameter of a model is a floating-point number. ``weights`` are without buffers; vectors of
-    integers are let through, since they pack nothing.
+    ``weights`` are without the buffers that are known by name; what `is_buffer` tells besides is
+    let through when it is a vector, which packs nothing.
     """
     for name, weight in weights.items():
-        if weight.form or weight.dtype not in _INTEGERS:
-            continue
-        if name.endswith("weight") or sum(side > 1 for side in weight.shape) > 1:
+        packs = name.endswith("weight") or sum(side > 1 for side in weight.shape) > 1
+        if packs and is_buffer(weight):
             raise strange(name, f"integers {weight.dtype}{[*weight.shape]} for a weight")
+
+
+def is_buffer(weight: Weight) -> bool:
+    """Whether a tensor is no parameter: integers that are not quantised numbers are none."""
+    return not weight.form and weight.dtype in _INTEGERS
 
 
 def main_form(weights: Iterable[Weight]) -> str:

@@ -16,6 +16,7 @@ from tunemath.space.blueprint.names import live_weights, without_buffers
 from tunemath.space.blueprint.quantised import (
     Weight,
     declared_quantisation,
+    is_buffer,
     logical_weights,
     refuse_packed,
 )
@@ -192,7 +193,7 @@ def _of_weights_alone(
     weights: Mapping[str, Weight], config: Mapping[str, Any], why: str
 ) -> Blueprint:
     """Return the blueprint that names and shapes give; a configuration says if the head is tied."""
-    weights = without_buffers(weights)
+    weights = {n: w for n, w in without_buffers(weights).items() if not is_buffer(w)}
     guess = (
         "what each module is, the head and what is tied were told from the weights' names and "
         f"shapes alone, and may be otherwise: {why}"
