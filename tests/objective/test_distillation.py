@@ -254,6 +254,15 @@ def test_options_without_a_meaning(options, message):
         distillation_loss(STUDENT, TEACHER, **options)
 
 
+@pytest.mark.parametrize("options", [row[0] for row in CASES.values()])
+@pytest.mark.parametrize("name", ["student_logits", "teacher_logits"])
+def test_a_row_in_which_nothing_is_possible(name, options):
+    given = {"student_logits": np.zeros((2, 3)), "teacher_logits": np.zeros((2, 3))}
+    given[name][1] = -math.inf
+    with pytest.raises(ValueError, match=rf"1 of 2 row\(s\) of {name} hold nothing but −inf"):
+        distillation_loss(**given, **options)
+
+
 def test_shapes_must_be_equal():
     with pytest.raises(ShapeError, match=r"student_logits \(2,\), teacher_logits \(3,\)"):
         distillation_loss(np.zeros(2), np.zeros(3))

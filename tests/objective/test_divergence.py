@@ -392,3 +392,15 @@ def test_float32_gradients_of_tiny_probabilities(ours, slopes, ratio, tiny):
     for by_p, by_q in found:
         expected = slopes(float(p[1]) / float(q[1]))
         assert [float(by_p[1]), float(by_q[1])] == pytest.approx(expected, rel=2e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("tiny", [1e-25, 1e-36])
+def test_float32_gradients_of_a_skewed_kl_where_the_other_is_zero(tiny):
+    """Of p log(p/m) − p + m with m = λp + (1 − λ)q and q = 0: by p, and by q."""
+    ours = partial(skewed_kl, skew=0.1)
+    p, q = np.array([1.0, tiny], np.float32), np.array([1.0, 0.0], np.float32)
+    leaves = [torch.tensor(row, requires_grad=True) for row in (p, q)]
+    traced = jax.grad(ours, argnums=(0, 1))(*map(jax.numpy.asarray, (p, q)))
+    for by_p, by_q in (torch.autograd.grad(ours(*leaves), leaves), traced):
+        assert float(by_p[1]) == pytest.approx(math.log(10) - 0.9, rel=1e-5)
+        assert float(by_q[1]) == pytest.approx(0.9 - 0.9 / 0.1, rel=1e-5)

@@ -256,6 +256,34 @@ def test_label_smoothing_is_below_one_half(case, share):
         value(case, arrays, options | {"label_smoothing": share})
 
 
+@pytest.mark.parametrize("make", [np.asarray, torch.tensor])
+@pytest.mark.parametrize("option", ["beta", "label_smoothing", "gamma", "alpha"])
+def test_a_number_for_each_pair_is_refused(option, make):
+    """It would be broadcast, a column to B × B losses."""
+    arrays, options = setting("alphapo", make)
+    with pytest.raises(ShapeError, match=rf"{option} has shape \(5, 1\); expected one number"):
+        value("alphapo", arrays, options | {option: make([[0.1]] * PAIRS)})
+
+
+@pytest.mark.parametrize("option", ["gamma", "alpha"])
+@pytest.mark.parametrize("given", [math.nan, math.inf, -math.inf])
+def test_the_shape_of_alphapo_is_finite(option, given):
+    arrays, options = setting("alphapo")
+    with pytest.raises(ValueError, match=f"{option} is {given}; expected a finite number"):
+        value("alphapo", arrays, options | {option: given})
+
+
+@pytest.mark.parametrize("case", ["sigmoid, smoothed", "cpo", "aot", "robust", "simpo"])
+def test_an_answer_that_cannot_occur_costs_infinity(case):
+    """Its loss is (1 − ε) ∞ + ε 0, and its gradient that of a far margin."""
+    arrays, options = setting(case, torch.tensor)
+    arrays["policy_chosen"] = torch.full((PAIRS,), -math.inf, dtype=torch.float64)
+    leaf = arrays["policy_chosen"].requires_grad_()
+    loss = value(case, arrays, options)
+    assert bool((loss == math.inf).all())
+    assert torch.isfinite(torch.autograd.grad(loss.sum(), leaf)[0]).all()
+
+
 def test_exo_needs_label_smoothing():
     with pytest.raises(ValueError, match=r"label_smoothing is 0\.0; .* above 0 and below"):
         pair_loss("exo_pair", *[[0.0]] * 4, label_smoothing=0.0)
@@ -267,6 +295,7 @@ def test_exo_needs_label_smoothing():
         (([3, 0], [1, 2]), ValueError, "chosen_length goes from 0 to 3; expected the number"),
         (([3, 2], [1, 2.5]), ValueError, r"rejected_length goes from 1 to 2\.5; .* whole number"),
         (([3, math.nan], [1, 2]), ValueError, "chosen_length goes from nan to nan"),
+        (([3, math.inf], [1, 2]), ValueError, "chosen_length goes from 3 to inf"),
         (([3], [1, 2]), ShapeError, r"chosen_length \(1,\), log-probabilities \(2,\)"),
     ],
 )

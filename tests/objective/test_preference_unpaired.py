@@ -168,6 +168,11 @@ def test_far_log_ratios_stay_finite(case, far):
             "importance holds negative numbers, infinity or NaN",
         ),
         (
+            lambda: bco_loss([0.0], [0.0], [1], 0.0, importance=[math.inf]),
+            ValueError,
+            "importance holds negative numbers, infinity or NaN",
+        ),
+        (
             lambda: bco_loss([0.0], [0.0], [1], 0.0, importance=[1.0, 1.0]),
             ShapeError,
             r"importance \(2,\), policy \(1,\)",

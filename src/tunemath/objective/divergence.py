@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from tunemath.arrays import known, number, numeric, plain, same_shape
+from tunemath.arrays import constant, known, number, numeric, plain, same_shape
 from tunemath.errors import ShapeError
 
 __all__ = [
@@ -256,13 +256,19 @@ def _from_probabilities(xp: Any, p: Any, q: Any, where: tuple[Any, Any, Any]) ->
     safe_p, safe_q = xp.where(where[0], p, 1.0), xp.where(where[0], q, 1.0)
     close = xp.abs(safe_q - safe_p) < 0.5 * safe_p
     log_p = xp.log(safe_p)
-    # The derivative of a quotient has 1/p²: a tiny p is lifted (by a power of two, exactly), or it
-    # would overflow.
-    tiny = math.sqrt(float(xp.finfo(p.dtype).smallest_normal))
-    lift = xp.where(safe_p < tiny, 1 / tiny, xp.ones_like(safe_p))
-    relative = xp.where(close, (safe_q - safe_p) * lift, 0.0) / (safe_p * lift)
+    relative = _share(xp, xp.where(close, safe_q - safe_p, 0.0), safe_p)
     u = xp.where(close, xp.log1p(relative), xp.log(safe_q) - log_p)
     return _Pair(p, q, q - p, log_p, u, *where)
+
+
+def _share(xp: Any, part: Any, whole: Any) -> Any:
+    """Return part / whole, of size 1 at most, with a gradient however small the whole.
+
+    The derivative has 1/whole², which would overflow: what is tiny is first brought near 1.
+    """
+    smallest = float(xp.finfo(whole.dtype).smallest_normal)
+    lift = constant(xp.where(whole < smallest**0.25, 1.0 / xp.clip(whole, min=smallest), 1.0))
+    return part * lift / (whole * lift)
 
 
 def _from_logs(xp: Any, log_p: Any, log_q: Any, where: tuple[Any, Any, Any]) -> _Pair:
@@ -304,7 +310,8 @@ def _kl_to_mixture(xp: Any, pair: _Pair, keep: float, move: float) -> Any:
     close = pair.both & (pair.u > -1) & (pair.u < 30)
     step = xp.log1p(move * xp.expm1(xp.where(close, pair.u, 0.0)))
     # Far away the larger of p and q is taken out, so that no ratio overflows.
-    ratio = xp.where(pair.p_only, pair.q, 0.0) / xp.where(pair.p_only, pair.p, 1.0)  # 0: its slope
+    # q/p is 0 where q is, but has a slope.
+    ratio = _share(xp, xp.where(pair.p_only, pair.q, 0.0), xp.where(pair.p_only, pair.p, 1.0))
     low = xp.where(pair.both, xp.exp(-xp.abs(pair.u)), ratio)
     above = xp.log(keep * low + move) + pair.u
     below = xp.log(keep + move * low) if keep < 0.5 else xp.log1p(move * (low - 1.0))

@@ -65,6 +65,7 @@ class CrossEntropy:
             if grads.hidden is not None:
                 part = self._by_hidden(sums) * w.to(self.form.dtype)[:, None]
                 grads.hidden[rows] = part.to(hidden.dtype)
+            del sums  # before the next rows make theirs
         return total, grads
 
     def _scan(self, hidden: Tensor, rows: slice, gradient: bool, keep: Tensor | None) -> Sums:

@@ -46,6 +46,7 @@ class KeptRule:
             values.append(value)
             here = slice(part.start - rows.start, part.stop - rows.start)
             total[here] = self._by_hidden(tiles).to(hidden.dtype)
+            del tiles  # before the next rows make theirs
         return torch.cat(values), total
 
     def gradients(self, hidden: Tensor, upstream: Tensor, needs: Needs) -> Gradients:
@@ -57,6 +58,7 @@ class KeptRule:
             grads.add_tiles(hidden[rows], tiles, factor * self.form.scale)
             if grads.hidden is not None:
                 grads.hidden[rows] = (self._by_hidden(tiles) * factor[:, None]).to(hidden.dtype)
+            del tiles
         return grads
 
     def _parts(self, rows: slice, hidden: Tensor) -> list[slice]:

@@ -8,8 +8,17 @@ from collections.abc import Iterable
 from typing import Any
 
 from tunemath.arrays import known, number, numeric, same_shape
+from tunemath.errors import ShapeError
 
-__all__ = ["above_zero", "answers", "finite", "smoothing", "token_counts", "unknown_name"]
+__all__ = [
+    "above_zero",
+    "answers",
+    "finite",
+    "one_number",
+    "smoothing",
+    "token_counts",
+    "unknown_name",
+]
 
 
 def answers(**log_probs: Any) -> tuple[Any, ...]:
@@ -40,24 +49,36 @@ def token_counts(xp: Any, like: Any, **lengths: Any) -> tuple[Any, ...]:
     return tuple(counts)
 
 
+def one_number(**points: Any) -> None:
+    """Refuse an array of several numbers; it would be broadcast."""
+    for name, point in points.items():
+        if getattr(point, "ndim", 0) > 0:
+            raise ShapeError(
+                f"{name} has shape {tuple(point.shape)}; expected one number for all answers"
+            )
+
+
 def above_zero(**numbers: Any) -> None:
-    """Refuse a number that is not above 0, or not finite, and arrays of several."""
+    """Refuse a number that is not above 0, or not finite."""
+    one_number(**numbers)
     for name, value in numbers.items():
-        if _several(value) or known((value > 0) & (value < math.inf)) is False:
+        if known((value > 0) & (value < math.inf)) is False:
             raise ValueError(f"{name} is {value!r}; expected a number above 0, such as 0.1")
 
 
 def finite(**numbers: Any) -> None:
-    """Refuse a number that is not finite, and arrays of several."""
+    """Refuse a number that is not finite."""
+    one_number(**numbers)
     for name, value in numbers.items():
-        if _several(value) or known((value > -math.inf) & (value < math.inf)) is False:
+        if known((value > -math.inf) & (value < math.inf)) is False:
             raise ValueError(f"{name} is {value!r}; expected a finite number, such as 0.5")
 
 
 def smoothing(label_smoothing: Any, *, zero: bool = True) -> None:
     """Refuse a share of wrong labels that is not below one half, or 0 where that has no meaning."""
+    one_number(label_smoothing=label_smoothing)
     above = label_smoothing >= 0 if zero else label_smoothing > 0
-    if _several(label_smoothing) or known(above & (label_smoothing < 0.5)) is False:
+    if known(above & (label_smoothing < 0.5)) is False:
         least = "0 or more" if zero else "above 0"
         raise ValueError(
             f"label_smoothing is {label_smoothing!r}; expected the share of pairs whose label is "
@@ -71,7 +92,3 @@ def unknown_name(kind: str, given: Any, valid: Iterable[str]) -> ValueError:
     near = difflib.get_close_matches(str(given), names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else "valid: " + ", ".join(names)
     return ValueError(f"unknown {kind} {given!r}; {hint}")
-
-
-def _several(value: Any) -> bool:
-    return getattr(value, "ndim", 0) > 0

@@ -10,8 +10,8 @@ import math
 from typing import Any
 
 from tunemath.arrays import boolean, constant, known, number, numeric, plain, same_shape
-from tunemath.errors import MaskError, ShapeError
-from tunemath.objective.preference.inputs import above_zero, answers
+from tunemath.errors import MaskError
+from tunemath.objective.preference.inputs import above_zero, answers, one_number
 from tunemath.objective.preference.logistic import sigmoid, softplus
 
 __all__ = [
@@ -77,7 +77,7 @@ def kto_loss(
     above_zero(beta=beta, desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
     xp, good, u = _log_ratios(policy, reference, desirable)
     _, _, z = numeric(u, kl)
-    _one_number(kl=z)
+    one_number(kl=z)
     if known(z >= 0) is False:
         raise ValueError(
             f"kl is {number(z):g}; expected a number of nats of 0 or more (kto_reference_point)"
@@ -181,7 +181,7 @@ def bco_loss(
     above_zero(beta=beta)
     xp, good, u = _log_ratios(policy, reference, desirable)
     _, _, delta = numeric(u, shift)
-    _one_number(shift=delta)
+    one_number(shift=delta)
     x = beta * u - xp.astype(constant(delta), u.dtype, copy=False)
     loss = softplus(xp, xp.where(good, -x, x))
     if importance is None:
@@ -201,11 +201,3 @@ def _log_ratios(policy: Any, reference: Any, desirable: Any) -> tuple[Any, Any, 
     good = boolean(xp, desirable, like=p)
     same_shape(policy=p, desirable=good)
     return xp, good, p - r
-
-
-def _one_number(**points: Any) -> None:
-    for name, point in points.items():
-        if point.ndim > 0:
-            raise ShapeError(
-                f"{name} has shape {tuple(point.shape)}; expected one number for all answers"
-            )
