@@ -124,3 +124,10 @@ def test_nothing_is_broadcast():
         same_shape(a=np.ones(2), b=np.ones(1))
     with pytest.raises(TypeError, match="ndarray beside Tensor; expected arrays of one library"):
         boolean(numeric(torch.ones(2))[0], np.ones(2), like=torch.ones(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_list_beside_a_16_bit_tensor_keeps_its_digits(dtype):
+    _, tensor, row = numeric(torch.tensor([-100.0], dtype=dtype), [-100.3])
+    assert tensor.dtype == row.dtype == torch.float32
+    assert float(tensor - row) == pytest.approx(0.3, abs=1e-5)

@@ -161,7 +161,9 @@ def _array(xp: Any, value: Any, like: Any) -> Any:
     if like is None:
         return array
     if array.dtype.kind == "f" and xp.isdtype(like.dtype, "real floating"):
-        return xp.asarray(array.tolist(), dtype=like.dtype, device=array_api_compat.device(like))
+        # As numeric() would make of it: a number beside 16-bit arrays keeps float32's digits.
+        dtype = xp.float32 if xp.finfo(like.dtype).bits < 32 else like.dtype
+        return xp.asarray(array.tolist(), dtype=dtype, device=array_api_compat.device(like))
     return xp.asarray(array.tolist(), device=array_api_compat.device(like))
 
 
