@@ -6,15 +6,20 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tunemath.cli import main
+from tunemath.space import read_blueprint
 
 LLAMA = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4096,
     "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
     "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False,
 }  # fmt: skip
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "vocab_size": 64,
+         "num_attention_heads": 2, "num_key_value_heads": 2}  # fmt: skip
 GIB = 2**30
 
 
@@ -167,3 +172,20 @@ def test_a_family_without_a_closed_form_is_traced_once(call, tmp_path, monkeypat
     assert found["largest"]["micro_batch"] > 8
     assert "rank" not in found["largest"]
     assert product(call, *arguments)[1] == found
+
+
+def test_an_index_that_does_not_fit_its_files_is_noted(call, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, **SMALL}), "utf-8")
+    blueprint = read_blueprint(tmp_path / "config.json")
+    tensors = {name: np.zeros(shape, np.float16) for name, shape in blueprint.tensors()}
+    save_file(tensors, tmp_path / "model-00001-of-00001.safetensors")
+    index = {
+        "metadata": {"total_size": 12},
+        "weight_map": dict.fromkeys(tensors, "model-00001-of-00001.safetensors"),
+    }
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index), "utf-8")
+    _, found = product(call, tmp_path, "--method", "lora")
+    (note,) = found["notes"]
+    assert "total_size" in note
+    _, out, _ = call(tmp_path, "--method", "lora")
+    assert "Note: " in out

@@ -168,4 +168,5 @@ def _about(scenario: Scenario) -> dict[str, Any]:
         "optimizer": scenario.optimizer,
         "step_flops": scenario.flops,
         "saved_bytes": saved_bytes(ledger),
+        "notes": list(ledger.notes),
     }

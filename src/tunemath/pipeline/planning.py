@@ -65,6 +65,7 @@ def plan(run: Run) -> list[str]:
             "percent": ledger.percent,
             "by_target": _by_target(ledger, getattr(run.contract.space, "rank", None)),
             "coverage": _coverage(run),
+            "notes": list(ledger.notes),
             "saved_bytes": saved_bytes(ledger),
         },
         "data": data,

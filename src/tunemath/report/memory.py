@@ -32,7 +32,8 @@ def memory_view(product: Mapping[str, Any]) -> RenderableType:
         f"{count(product.get('trainable'))} parameters are trained, {saved} on disk; "
         f"{flops(product.get('step_flops'))} a step"
     )
-    return Group(Text(about, style="bold"), Text(also), Text(), *memory_tables(product))
+    notes = [Text(f"\nNote: {clean(note)}") for note in product.get("notes") or []]
+    return Group(Text(about, style="bold"), Text(also), Text(), *memory_tables(product), *notes)
 
 
 def peak(memory: Mapping[str, Any]) -> str:

@@ -76,6 +76,7 @@ def plan_view(plan: Mapping[str, Any]) -> RenderableType:
             Text(f"! {clean(finding)}", style="yellow")
             for finding in dig(plan, "parameters", "coverage", "findings") or []
         ),
+        *(Text(f"Note: {clean(note)}") for note in dig(plan, "parameters", "notes") or []),
         Text(),
         *memory_tables(plan.get("memory") or {}),
     )

@@ -42,6 +42,11 @@ class Ledger:
         return self.change.unmatched
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What was guessed of the model, and where PEFT's figures and the plain truth part."""
+        return (*self.blueprint.notes, *self.change.notes)
+
+    @property
     def trainable(self) -> int:
         """The trainable parameters."""
         return self._trainable
