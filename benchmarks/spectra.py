@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import machine, require_quiet
+from measure import Contender, interleaved, machine, require_quiet
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -39,18 +39,11 @@ SIDE = 4096
 WIDTHS = {16: (24, 28, 32, 40), 64: (72, 96, 104, 112, 128)}
 
 
-def interleaved(runs: dict[str, Callable[[], Any]], repetitions: int) -> dict[str, float]:
-    """Return each one's median milliseconds; each round starts with another."""
-    names = list(runs)
-    for run in runs.values():
-        run()
-    taken: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(repetitions):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = time.perf_counter()
-            runs[name]()
-            taken[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(each) for name, each in taken.items()}
+def medians(runs: dict[str, Callable[[], Any]], repetitions: int) -> dict[str, float]:
+    """Return each one's median milliseconds."""
+    contenders = [Contender(name, run) for name, run in runs.items()]
+    taken = interleaved(contenders, repetitions, set())
+    return {name: 1e3 * statistics.median(each) for name, each in taken.items()}
 
 
 def lora(rank: int, repetitions: int) -> dict[str, Any]:
@@ -66,7 +59,7 @@ def lora(rank: int, repetitions: int) -> dict[str, Any]:
     return {
         "rank": rank,
         "relative_error": error,
-        "ms": interleaved(
+        "ms": medians(
             {
                 "tunemath": lambda: factor_singular_values(a, b),
                 "form B A": lambda: b @ a,
@@ -112,7 +105,7 @@ def dense(repetitions: int) -> list[dict[str, Any]]:
                 left, s, right = torch.svd_lowrank(update, q=q, niter=2)
                 offs[name] = off(left[:, :rank] * s[:rank], right[:, :rank].T)
                 runs[name] = lambda update=update, q=q: torch.svd_lowrank(update, q=q, niter=2)
-            ms = interleaved(runs, repetitions)
+            ms = medians(runs, repetitions)
             if kind == "power law" and rank == 16:
                 start = time.perf_counter()
                 torch.linalg.svd(update)

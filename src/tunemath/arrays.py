@@ -26,6 +26,7 @@ __all__ = [
     "boolean",
     "constant",
     "count_dtype",
+    "float_dtype",
     "integer",
     "known",
     "number",
@@ -71,6 +72,11 @@ def integer(xp: Any, indices: Any, like: Any) -> Any:
 def count_dtype(xp: Any) -> Any:
     """Return the widest integer dtype that the library has switched on."""
     return xp.result_type(int) if array_api_compat.is_jax_namespace(xp) else xp.int64
+
+
+def float_dtype(xp: Any) -> Any:
+    """Return the widest floating-point dtype that the library has switched on."""
+    return xp.result_type(float) if array_api_compat.is_jax_namespace(xp) else xp.float64
 
 
 def known(condition: Any) -> bool | None:
@@ -169,6 +175,5 @@ def _array(xp: Any, value: Any, like: Any) -> Any:
 
 def _floating(xp: Any, array: Any) -> Any:
     if not xp.isdtype(array.dtype, "real floating"):
-        jax = array_api_compat.is_jax_namespace(xp)
-        return xp.astype(array, xp.result_type(float) if jax else xp.float64)
+        return xp.astype(array, float_dtype(xp))
     return xp.astype(array, xp.float32) if xp.finfo(array.dtype).bits < 32 else array

@@ -78,6 +78,12 @@ def saved(folder, **values):
         ({"use_dora": True}, "DoRA scales"),
         ({"init_lora_weights": "pissa_niter_4"}, "took the first B A away from the base"),
         ({"target_parameters": ["experts.up"]}, "several matrices in one"),
+        ({"kasa_config": {}}, "kasa_config is set"),
+        ({"use_bdlora": {"target_modules_bd_a": ["first"]}}, "use_bdlora is set"),
+        ({"monteclora_config": {"num_samples": 2}}, "monteclora_config is set"),
+        ({"arrow_config": {}}, "arrow_config is set"),
+        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens is set"),
+        ({"use_qalora": True}, "use_qalora is set"),
     ],
 )
 def test_updates_that_are_no_product_are_refused(values, message, tmp_path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import array_api_strict as strict
+import jax
 import numpy as np
 import pytest
 import torch
@@ -127,3 +128,12 @@ def test_low_rank_refuses():
         low_rank(np.ones((3, 3)), 1, passes=1)
     with pytest.raises(ValueError, match="NaN or infinite"):
         low_rank(np.full((3, 3), np.nan), 1)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_jax_without_float64(exact):
+    matrix = planted("planted rank", 0)
+    fit = low_rank(jax.numpy.asarray(matrix, jax.numpy.float32), 5, exact=exact)
+    error = np.linalg.norm(matrix - np.asarray(fit.approximation)) / np.linalg.norm(matrix)
+    assert fit.relative_error == pytest.approx(error, rel=1e-3)
+    assert error <= fit.bound

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import array_api_strict as strict
+import jax
 import numpy as np
 import pytest
 import torch
@@ -106,3 +107,10 @@ def test_a_rank_deficient_factor_has_zeros():
     values = factor_singular_values(a, b)
     assert values[0] == pytest.approx(np.linalg.norm(a[0]) * np.sqrt(20))
     np.testing.assert_allclose(values[1:], 0.0, atol=1e-12)
+
+
+def test_jax_without_float64_computes_in_float32_and_says_nothing():
+    a, b = RNG.normal(size=(3, 20)), RNG.normal(size=(15, 3))
+    expected = np.linalg.svd(b @ a, compute_uv=False)[:3]
+    found = factor_singular_values(*(jax.numpy.asarray(x, jax.numpy.float32) for x in (a, b)))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

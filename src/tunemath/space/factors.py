@@ -27,6 +27,9 @@ _WEIGHTS = "adapter_model.safetensors"
 _CONFIG = "adapter_config.json"
 # Initialisations that subtract their first product from the base.
 _MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Variants that put more into the update than the two factors, or use it for some inputs only.
+_OTHERWISE = ("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config",
+              "use_bdlora", "use_qalora")  # fmt: skip
 # PEFT's names: a linear or convolution's factors, an embedding's.
 _A = re.compile(r"^base_model\.model\.(?P<name>.+)\.lora_(embedding_)?A(\.weight)?$")
 
@@ -97,6 +100,9 @@ def _no_product(config: AdapterConfig) -> str:
         return "DoRA scales the weight's rows besides"
     if isinstance(start, str) and start.lower().startswith(_MOVES_BASE):
         return f"init_lora_weights {start!r} took the first B A away from the base's weights"
+    for name in _OTHERWISE:
+        if config[name] not in (None, False):
+            return f"{name} is set, which computes otherwise"
     if config["target_parameters"]:
         return "target_parameters have factors for several matrices in one"
     return ""

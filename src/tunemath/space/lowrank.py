@@ -23,7 +23,7 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from tunemath.arrays import number, numeric, positive
+from tunemath.arrays import float_dtype, number, numeric, positive
 from tunemath.errors import ShapeError
 
 __all__ = ["LowRank", "low_rank"]
@@ -65,7 +65,8 @@ def low_rank(
 
     ``matrix`` (m, n); ``rank`` from 1 to min(m, n). ``exact`` is true for the full decomposition,
     false for the approximate one in ``passes`` ≥ 2 over the matrix, from the random numbers of
-    ``seed``; by default it depends on whether the smaller side is over 1,024. Returns a `LowRank`;
+    ``seed``; by default it depends on whether the smaller side is over 1,024. A matrix that the
+    subspace would fill is decomposed in full all the same. Returns a `LowRank`;
     its ``bound`` holds for the matrix at hand, not in expectation.
 
     >>> fit = low_rank([[3.0, 0.0], [0.0, 4.0]], rank=1)
@@ -94,7 +95,7 @@ def low_rank(
         left, s, right = u[:, :rank] * s[:rank], s[:rank], vh[:rank, :]
         return _measured(xp, m, left, s, right, total)
     left, s, right = _approximate(xp, m, rank, width, passes, np.random.default_rng(seed))
-    rest = total - number(xp.sum(xp.astype(s, xp.float64) ** 2))
+    rest = total - number(xp.sum(xp.astype(s, float_dtype(xp)) ** 2))
     slack = _unit(xp, m) * total
     if rest * _DOUBTFUL <= slack:
         return _measured(xp, m, left, s, right, total)
@@ -123,7 +124,9 @@ def _approximate(
         images[side].append(block)
     side = passes % 2
     space, image = (xp.concat(parts[side], axis=1) for parts in (spaces, images))
-    gram = xp.astype(xp.matrix_transpose(image), xp.float64) @ xp.astype(image, xp.float64)
+    gram = xp.astype(xp.matrix_transpose(image), float_dtype(xp)) @ xp.astype(
+        image, float_dtype(xp)
+    )
     values, vectors = xp.linalg.eigh(gram)
     values = xp.astype(xp.sqrt(xp.clip(xp.flip(values)[:rank], 0.0)), m.dtype)
     vectors = xp.astype(xp.flip(vectors, axis=1)[:, :rank], m.dtype)
@@ -172,7 +175,7 @@ def _normalised(xp: Any, block: Any) -> Any:
 
     Source: Stathopoulos and Wu 2002, doi 10.1137/S1064827500370883 (SVQB).
     """
-    values, vectors = xp.linalg.eigh(xp.astype(xp.matrix_transpose(block) @ block, xp.float64))
+    values, vectors = xp.linalg.eigh(xp.astype(xp.matrix_transpose(block) @ block, float_dtype(xp)))
     if not number(values[0]) > 1e3 * float(xp.finfo(block.dtype).eps) * number(values[-1]):
         return xp.linalg.qr(block, mode="reduced")[0]
     return block @ xp.astype(vectors / xp.sqrt(values), block.dtype)
@@ -192,7 +195,7 @@ def _square_norm(xp: Any, m: Any) -> float:
     total = 0.0
     for rows in _blocks(m):
         norms = xp.linalg.vector_norm(m[rows, :], axis=1)
-        total += number(xp.sum(xp.astype(norms, xp.float64) ** 2))
+        total += number(xp.sum(xp.astype(norms, float_dtype(xp)) ** 2))
     return total
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunemath.arrays import known, numeric, plain
+from tunemath.arrays import float_dtype, known, numeric, plain
 from tunemath.errors import ShapeError
 from tunemath.space.delta import check_factors
 
@@ -43,14 +43,13 @@ def factor_singular_values(A: Any, B: Any, scale: float = 1.0) -> Any:
 
 def _root(xp: Any, y: Any) -> Any:
     """Return R, with as many columns as y, for which RᵀR = yᵀy."""
-    if y.shape[-2] > y.shape[-1]:
-        y = xp.astype(y, xp.float64)
-        gram = xp.matmul(xp.matrix_transpose(y), y)
-        values, vectors = xp.linalg.eigh(gram)
+    y = xp.astype(y, float_dtype(xp))
+    if y.shape[-2] > y.shape[-1] and xp.finfo(y.dtype).bits == 64:
+        values, vectors = xp.linalg.eigh(xp.matmul(xp.matrix_transpose(y), y))
         # The root of a Gram matrix loses twice the digits that the condition number has.
         if known(xp.all(values[..., 0] > _ROUND * values[..., -1])):
             return xp.sqrt(values)[..., None] * xp.matrix_transpose(vectors)
-    return xp.linalg.qr(xp.astype(y, xp.float64), mode="reduced")[1]
+    return xp.linalg.qr(y, mode="reduced")[1]
 
 
 def effective_rank(singular_values: Any) -> Any:
