@@ -16,6 +16,7 @@ from tunemath.storage import (
     canonical_json,
     hash_bytes,
     hash_file,
+    new_folder,
     read_json,
     read_jsonl,
     storage_errors,
@@ -138,3 +139,27 @@ def test_the_code_hash_covers_every_source_file():
     assert len(version.code_hash()) == 64
     assert version.code_hash() == version.code_hash()
     assert len(list(root.rglob("*.py"))) > 50
+
+
+def test_a_new_folder_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "made"
+    with pytest.raises(FileNotFoundError), new_folder(target) as part:
+        (part / "half").rename(part / "none" / "half")
+    assert list(tmp_path.iterdir()) == []
+    with new_folder(target) as part:
+        (part / "whole").write_text("x")
+        assert not target.exists()
+        with pytest.raises(RunError, match="another process is writing"), new_folder(target):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    with pytest.raises(RunError, match="exists already"), new_folder(target):
+        pass
+
+
+def test_what_a_killed_process_left_is_deleted(tmp_path):
+    left = tmp_path / ".made.part"
+    left.mkdir()
+    (left / "half").write_text("x")
+    with new_folder(tmp_path / "made") as part:
+        assert list(part.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ __all__ = [
     "canonical_json",
     "hash_bytes",
     "hash_file",
+    "new_folder",
     "read_json",
     "read_jsonl",
     "storage_errors",
@@ -57,6 +59,36 @@ def storage_errors(path: Path) -> Iterator[None]:
         if not any(words in str(error) for words in _FULL):
             raise
         raise StorageError(f"cannot write {path}: {_REASONS[errno.ENOSPC]}") from error
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Fill the folder that is given inside; it appears as ``folder`` whole, or not at all.
+
+    What a process that was killed left over is deleted by the next. Raises `RunError` where
+    ``folder`` exists, or where another process is writing it.
+    """
+    from filelock import FileLock, Timeout
+
+    if folder.exists():
+        raise RunError(f"{folder} exists already; give another folder, or delete it first")
+    with storage_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = folder.with_name(f".{folder.name}.part")
+        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise RunError(f"another process is writing {folder}; wait for it to end") from None
+        try:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            yield part
+            part.rename(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from tunemath.errors import ModelError, RunError
 from tunemath.mask import Message, encode_prompt
 from tunemath.pipeline.run import Run
-from tunemath.storage import storage_errors
+from tunemath.storage import new_folder
 
 __all__ = ["ask", "merge"]
 
@@ -70,30 +69,22 @@ def merge(run: Run, out: Path | None = None) -> dict[str, Any]:
     if why is not None:
         raise ModelError(f"nothing to merge: {why}; deploy {run.update} beside the base")
     folder = out if out is not None else run.folder.path / "merged"
-    if folder.exists():
-        raise RunError(f"{folder} exists already; give another --out, or delete it first")
     rows = [
         (row.input_ids, row.supervised) for example in run.examples[:_PROBES] for row in example
     ]
-    with storage_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        try:
-            space, pad = run.contract.space, run.tokenizer.pad_id
-            proof = write_merged(run.model, space, run.update, temporary, rows, pad)
-            if proof["max_logit_difference"] > proof["tolerance"]:
-                raise ModelError(
-                    f"the merged model differs from the adapter by "
-                    f"{proof['max_logit_difference']:.2g} in a logit (at most "
-                    f"{proof['tolerance']:g}); nothing was written"
-                )
-            for pattern in _CARRIED:
-                for path in run.model.folder.glob(pattern):
-                    shutil.copy(path, temporary / path.name)
-            temporary.chmod(0o755)
-            temporary.rename(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with new_folder(folder) as part:
+        proof = write_merged(
+            run.model, run.contract.space, run.update, part, rows, run.tokenizer.pad_id
+        )
+        if proof["max_logit_difference"] > proof["tolerance"]:
+            raise ModelError(
+                f"the merged model differs from the adapter by "
+                f"{proof['max_logit_difference']:.2g} in a logit (at most "
+                f"{proof['tolerance']:g}); nothing was written"
+            )
+        for pattern in _CARRIED:
+            for path in run.model.folder.glob(pattern):
+                shutil.copy(path, part / path.name)
     return {"folder": str(folder), **proof}
 
 
