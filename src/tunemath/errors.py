@@ -8,6 +8,7 @@
     ├── MaskError       (ValueError)    nothing supervised, or a mask that does not fit
     ├── ShapeError      (ValueError)    arrays whose shapes do not go together
     ├── ModelError      (ValueError)    a model that cannot be found, read or adapted
+    ├── CourseError     (ValueError)    an exercise or an answer that cannot be found
     ├── RunError        (RuntimeError)  a run folder that says no
     └── StorageError    (OSError)       a disk that is full, a folder that may not be written
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 __all__ = [
     "ContractError",
+    "CourseError",
     "DataError",
     "MaskError",
     "ModelError",
@@ -50,6 +52,10 @@ class ShapeError(TunemathError, ValueError):
 
 class ModelError(TunemathError, ValueError):
     """A model cannot be found, read or adapted as asked."""
+
+
+class CourseError(TunemathError, ValueError):
+    """An exercise that there isn't, or an answer that cannot be found."""
 
 
 class RunError(TunemathError, RuntimeError):

@@ -1,0 +1,1 @@
+"""The course: ten exercises in the maths of fine-tuning, graded."""
