@@ -9,6 +9,7 @@ __all__ = ["main"]
 
 _BAD_INPUT = 2
 _INTERNAL = 70
+_LEARN = ("nbformat", "matplotlib")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -24,8 +25,9 @@ def main(arguments: list[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("tunemath"):
             raise
+        extra = "learn" if error.name in _LEARN else "train"
         print(
-            f"error: this command needs {error.name}; run: pip install 'tunemath[train]'",
+            f"error: this command needs {error.name}; run: pip install 'tunemath[{extra}]'",
             file=sys.stderr,
         )
         sys.exit(_BAD_INPUT)

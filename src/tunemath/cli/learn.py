@@ -41,6 +41,9 @@ def _learn(
     practice: Annotated[
         bool, typer.Option("--practice", help="What does this on a real model; sources.")
     ] = False,
+    notebooks: Annotated[
+        Path | None, typer.Option("--notebooks", metavar="DIR", help="Write all as notebooks.")
+    ] = None,
     solution: Annotated[bool, typer.Option("--solution", help="Show a solution.")] = False,
     reset: Annotated[
         bool, typer.Option("--reset", help="Begin again; your answer is kept beside.")
@@ -58,6 +61,9 @@ def _learn(
     from tunemath.course.book import exercise
     from tunemath.course.workspace import Workspace
 
+    if notebooks is not None:
+        _notebooks(notebooks)
+        return
     workspace = Workspace(folder)
     chosen = exercise(which) if which else workspace.next()
     if listed or chosen is None:
@@ -157,6 +163,13 @@ def _after(workspace: Workspace, chosen: Exercise) -> str:
     if following is None:
         return f"\n  All ten done. {more}.\n"
     return f"\n  {more};\n  tunemath learn goes on to {following.number}. {following.title}.\n"
+
+
+def _notebooks(folder: Path) -> None:
+    from tunemath.course.notebook import write_notebooks
+
+    written = write_notebooks(folder)
+    typer.echo(f"wrote {len(written)} notebooks to {folder}; open one with: jupyter lab {folder}")
 
 
 def _draw(workspace: Workspace, chosen: Exercise, file: Path) -> None:
