@@ -11,7 +11,7 @@ from torch.distributions import Categorical, kl_divergence
 
 from tunemath.objective import kl_from_logits
 from tunemath.objective.fused import linear_kl
-from tunemath.objective.fused.pair import excess
+from tunemath.objective.fused.moments import excess
 
 PAIR = HEAD | {
     "base": ("shared", "own", "narrow"),
@@ -174,6 +174,30 @@ def test_float32_keeps_the_digits_of_a_small_movement(nats, base, direction):
 
 
 @pytest.mark.parametrize("direction", PAIR["direction"])
+@pytest.mark.parametrize("certain", [False, True])
+@pytest.mark.parametrize("chunk", [None, 1 << 19])
+def test_two_heads_and_rows_of_every_movement(certain, direction, chunk):
+    # More than a block of them; most move so far that their logits' difference will do.
+    n = 1300
+    draw = torch.Generator().manual_seed(0)
+    head = torch.randn(1500, 64, generator=draw) / 8
+    base_head = head + 1e-4 * torch.randn(1500, 64, generator=draw)
+    hidden = 3 * torch.randn(n, 64, generator=draw)
+    if certain:
+        token = torch.randint(1500, (n,), generator=draw)
+        hidden += torch.linspace(0.0, 25.0, n)[:, None] * head[token]
+    size = torch.logspace(-3, 0.5, n)[torch.randperm(n, generator=draw), None]
+    base_hidden = hidden + size * torch.randn(n, 64, generator=draw)
+    z, z_base = hidden.double() @ head.double().T, base_hidden.double() @ base_head.double().T
+    expected = textbook(z, z_base, direction)
+    assert expected.min() < 1e-6 and expected.max() > 1.0
+    got = linear_kl(hidden, base_hidden, head, base_head, direction=direction, chunk=chunk)
+    assert bool((got > 0).all())
+    # As float64's log-softmax of logits near 30 is good to 1e-14 itself.
+    torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-13)
+
+
+@pytest.mark.parametrize("direction", PAIR["direction"])
 @pytest.mark.parametrize("base", PAIR["base"])
 @pytest.mark.parametrize("dtype", HEAD["dtype"])
 def test_logits_of_ten_thousand_stay_finite(dtype, base, direction):
@@ -212,6 +236,19 @@ def test_a_token_that_neither_can_say_is_as_if_it_were_not_there(base, direction
     expected = kl(problem)
     assert_same(got, expected, problem.leaves, problem.upstream)
     assert distance(quick, expected) < 1e-9
+
+
+def test_a_first_tile_of_tokens_that_neither_can_say():
+    draw = torch.Generator().manual_seed(0)
+    hidden, base_hidden = torch.randn(2, 20, 8, dtype=torch.float64, generator=draw)
+    head, base_head = torch.randn(2, 700, 8, dtype=torch.float64, generator=draw)
+    bias = torch.randn(700, dtype=torch.float64, generator=draw)
+    bias[:300] = -math.inf
+    got = linear_kl(
+        hidden, base_hidden, head, base_head, bias=bias, base_bias=bias, chunk=1
+    )  # tiles of 256 tokens
+    z, z_base = hidden @ head[300:].T + bias[300:], base_hidden @ base_head[300:].T + bias[300:]
+    torch.testing.assert_close(got, textbook(z, z_base))
 
 
 @pytest.mark.parametrize("grad", [False, True])

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from tunemath.errors import ShapeError
-from tunemath.objective.fused.function import Budget, apply
+from tunemath.objective.fused.function import ROWS, Budget, apply, blocks
 from tunemath.objective.fused.head import LOG2_E, Head, Lora, check_head
 from tunemath.objective.fused.kept import KeptRule
-from tunemath.objective.fused.pair import Moments, Pair, Statistics
+from tunemath.objective.fused.moments import Moments, QuickMoments, Statistics
+from tunemath.objective.fused.pair import Pair
 from tunemath.objective.fused.rows import check_states, eager, select, spread
 from tunemath.objective.fused.scan import tile_width
 from tunemath.objective.logits_divergence import kl_from_logits
@@ -22,10 +23,8 @@ __all__ = ["Direction", "linear_kl"]
 
 Direction = Literal["tuned||base", "base||tuned"]
 
-# Two heads give d as a difference of logits, with an error of some 1e-6; a KL below this many
-# nats would lose its fourth digit to it, and is computed from the difference of the heads.
-_SMALL = 1e-3
-_PILOT = 512
+# Of the pilot that guesses how large most rows' KL will be.
+_ROWS, _TOKENS = 128, 512
 
 
 @eager
@@ -128,6 +127,8 @@ class _Divergence(KeptRule):
     shared: bool
     tuned_first: bool
     copies: ClassVar[int] = 2
+    _quick: bool = False
+    _near: list[Tensor] = field(default_factory=list)
 
     @property
     def constants(self) -> tuple[Tensor | None, ...]:
@@ -135,22 +136,35 @@ class _Divergence(KeptRule):
 
     def stream(self, hidden: Tensor, rows: slice) -> Tensor:
         h, base = hidden[rows], self.base_rows[rows]
-        quick = self._two and not self._seems_small(h, base)
-        statistics, _ = self._pass(h, base, keep=False, quick=quick)
-        near = (statistics.kl < _SMALL).nonzero()[:, 0]
-        if quick and len(near):
-            exact, _ = self._pass(h[near], base[near], keep=False, quick=False)
-            statistics.kl[near], statistics.far[near] = exact.kl, exact.far
-        for far in self._far(statistics, hidden):
+        if rows.start == 0:
+            self._quick = self._two and not self._seem_near(hidden)
+        statistics, _ = self._pass(h, base, keep=False, quick=self._quick)
+        if self._quick:
+            least = self._least(statistics.log2_z / LOG2_E)
+            near = statistics.kl < least * statistics.others.clamp(min=1e-6)
+            self._near.append(near.nonzero()[:, 0] + rows.start)
+        return self._finished(statistics, h, base)
+
+    def finish(self, hidden: Tensor, values: Tensor) -> None:
+        """Compute the rows again whose d has to come from the difference of the heads."""
+        near = torch.cat(self._near) if self._near else ()
+        for part in blocks(len(near), ROWS):
+            rows = near[part]
+            h, base = hidden[rows], self.base_rows[rows]
+            statistics, _ = self._pass(h, base, keep=False, quick=False)
+            values[rows] = self._finished(statistics, h, base)
+
+    def _finished(self, statistics: Statistics, h: Tensor, base: Tensor) -> Tensor:
+        for far in self._far(statistics):
             first, second = self._order(*self._logits(h[far], base[far]))
             statistics.kl[far] = kl_from_logits(first, second).double()
         return statistics.kl.to(self.form.dtype)
 
     def keep(self, hidden: Tensor, rows: slice) -> tuple[Tensor, list[Tensor]]:
         h, base = hidden[rows], self.base_rows[rows]
-        statistics, kept = self._pass(h, base, keep=True, quick=self.form.width != self.base.width)
+        statistics, kept = self._pass(h, base, keep=True, quick=False)
         tiles = [self._derivative(statistics, *parts) for parts in kept]
-        for far in self._far(statistics, hidden):
+        for far in self._far(statistics):
             logits, other = self._logits(h[far], base[far])
             with torch.enable_grad():
                 value = kl_from_logits(*self._order(logits.requires_grad_(), other))
@@ -168,15 +182,27 @@ class _Divergence(KeptRule):
         """Whether there are two heads whose difference has a meaning."""
         return not self.shared and self.form.width == self.base.width
 
-    def _seems_small(self, h: Tensor, base: Tensor) -> bool:
-        """Guess from one tile, as Var[d] / 2, whether most rows' KL will be small."""
-        some = slice(0, min(self.form.vocab, _PILOT))
+    def _seem_near(self, hidden: Tensor) -> bool:
+        """Guess from some rows and tokens, as Var[d] / 2, whether most rows' KL is too small."""
+        some = slice(None, None, -(-len(hidden) // _ROWS))
+        tokens = min(self.form.vocab, _TOKENS)
         tuned, other = (
-            rows.to(self.form.dtype) @ form.weight[some].to(self.form.dtype).T
-            for form, rows in ((self.form, h), (self.base, base))
+            (rows[some].to(self.form.dtype) @ form.weight[:tokens].to(self.form.dtype).T).mul_(
+                self.form.scale
+            )
+            for form, rows in ((self.form, hidden), (self.base, self.base_rows))
         )
-        spread = (other - tuned).mul_(self.form.scale).var(1, correction=0)
-        return float(spread.median()) / 2 < 3 * _SMALL
+        spread = (other - tuned).var(1, correction=0)
+        log_z = tuned.logsumexp(1) + math.log(self.form.vocab / tokens)
+        return bool((spread / 2 / self._least(log_z)).median() < 2.0)
+
+    def _least(self, log_z: Tensor) -> Tensor:
+        """Return the least KL / (1 − max p) that keeps four digits (eight in float64).
+
+        The rounding ε of d moves KL by Σ_v (q − p) ε_v, at most √(8 (1 − max p) KL) max |ε|, where
+        ε is about the dtype's eps times |log Z|. That is √eps / 4 of KL at the limit.
+        """
+        return 128.0 * torch.finfo(self.form.dtype).eps * log_z.abs().clamp(min=8.0).square()
 
     def _order(self, tuned: Any, base: Any) -> tuple[Any, Any]:
         return (tuned, base) if self.tuned_first else (base, tuned)
@@ -191,7 +217,8 @@ class _Divergence(KeptRule):
         pair = Pair(*self._order((self.form, h), (self.base, base)), self.shared, quick)
         buffers = [h.new_empty(n * width, dtype=self.form.dtype) for _ in range(0 if keep else 2)]
         like = h.new_empty(0, dtype=self.form.dtype)
-        moments, kept = Moments(n, width, like, quick=quick and self._two), []
+        moments = (QuickMoments if quick and not keep else Moments)(n, width, like)
+        kept = []
         for parts in zip(*(form.tiles(width) for form in (pair.first, pair.second)), strict=True):
             shape = (n, parts[0].hi - parts[0].lo)
             if keep:
@@ -220,7 +247,7 @@ class _Divergence(KeptRule):
         weight.mul_(d)
         return weight if slope is None else weight.mul_(slope)
 
-    def _far(self, statistics: Statistics, hidden: Tensor) -> tuple[Tensor, ...]:
+    def _far(self, statistics: Statistics) -> tuple[Tensor, ...]:
         """Return the rows that have to be computed from their logits, some at a time."""
         far = statistics.far.nonzero()[:, 0]
         held = Budget(self.chunk, self.form).kept(copies=8)

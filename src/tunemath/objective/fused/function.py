@@ -12,6 +12,7 @@ from torch import Tensor
 from tunemath.objective.fused.head import Head
 
 __all__ = [
+    "ROWS",
     "Budget",
     "Gradients",
     "Needs",
@@ -154,6 +155,10 @@ class Rule(Protocol):
         """Return a block's values (n,), and their gradient (n, D) by the hidden states."""
         ...
 
+    def finish(self, hidden: Tensor, values: Tensor) -> None:
+        """Put right, in place, what blocks without gradient left to a pass over the whole batch."""
+        ...
+
     def gradients(self, hidden: Tensor, upstream: Tensor, needs: Needs) -> Gradients:
         """Return all gradients of Σ_n upstream_n value_n."""
         ...
@@ -225,7 +230,7 @@ def cast(
 
 
 # Rows multiplied together: enough for the products' full speed, few enough for wide tiles.
-_ROWS = 1024
+ROWS = 1024
 
 
 class _PerRow(torch.autograd.Function):
@@ -251,10 +256,12 @@ class _PerRow(torch.autograd.Function):
         values = torch.empty(len(hidden), dtype=rule.form.dtype, device=hidden.device)
         gradient = torch.empty_like(hidden) if now else None
         with exact(hidden.device):
-            for rows in blocks(len(hidden), _ROWS):
+            for rows in blocks(len(hidden), ROWS):
                 values[rows], part = rule.values(hidden, rows, now)
                 if gradient is not None and part is not None:
                     gradient[rows] = part
+            if not now:
+                rule.finish(hidden, values)
         if needs.head:
             ctx.save_for_backward(hidden, weight, bias, A, B, *rule.constants)
         else:

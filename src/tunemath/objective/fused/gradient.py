@@ -41,6 +41,9 @@ class CrossEntropy:
         value = self._losses(sums).to(self.form.dtype)
         return value, self._by_hidden(sums) if gradient else None
 
+    def finish(self, hidden: Tensor, values: Tensor) -> None:
+        """Leave the values as they are: every block's are complete."""
+
     def gradients(self, hidden: Tensor, upstream: Tensor, needs: Needs) -> Gradients:
         """Return all gradients of Σ_n upstream_n ℓ_n."""
         return self.summed(hidden, upstream, needs)[1]

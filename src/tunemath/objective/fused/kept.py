@@ -32,6 +32,9 @@ class KeptRule:
         """Return the values (n,) of a block of rows."""
         raise NotImplementedError
 
+    def finish(self, hidden: Tensor, values: Tensor) -> None:
+        """Put right, in place, what blocks without gradient left to a pass over the whole batch."""
+
     def keep(self, hidden: Tensor, rows: slice) -> tuple[Tensor, list[Tensor]]:
         """Return the values (n,) of a block, and dvalue/dx tile by tile but for the scale."""
         raise NotImplementedError
