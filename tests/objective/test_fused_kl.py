@@ -190,7 +190,8 @@ def test_two_heads_and_rows_of_every_movement(certain, direction, chunk):
     base_hidden = hidden + size * torch.randn(n, 64, generator=draw)
     z, z_base = hidden.double() @ head.double().T, base_hidden.double() @ base_head.double().T
     expected = textbook(z, z_base, direction)
-    assert expected.min() < 1e-6 and expected.max() > 1.0
+    assert expected.min() < 1e-6
+    assert expected.max() > 1.0
     got = linear_kl(hidden, base_hidden, head, base_head, direction=direction, chunk=chunk)
     assert bool((got > 0).all())
     # As float64's log-softmax of logits near 30 is good to 1e-14 itself.

@@ -61,9 +61,9 @@ def linear_kl(
     Returns (…) nats, at least 0, and 0 where the mask is off.
 
     Values take two products, values and gradient by ``hidden`` three. Two heads of one width take
-    one more for the gradient, and where KL is below 1e-3 nats: there d comes from the difference
-    of the heads. Rows so far apart that e^u overflows are computed from their logits, some at a
-    time.
+    one more for the gradient, and for rows whose KL is small, below some 1e-3 nats times 1 − max p:
+    there d comes from the difference of the heads. Rows so far apart that e^u overflows are
+    computed from their logits, some at a time.
 
     Valid when both are shifted alike, and the vocabularies are the same. A head that trains is not
     the base's: give the base its own ``base_head``.
