@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+SITE   := $(BIN)/python -m sphinx -q -W --keep-going -d build/doctrees docs
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: run test test-slow check bench docs clean
@@ -22,14 +23,17 @@ check: $(READY)          ## lint, types, import rules, generated docs
 	$(BIN)/lint-imports
 	$(BIN)/python docs/generate.py --check
 	$(BIN)/python scripts/facts.py --check
+	$(SITE) build/site
 
 bench: $(READY)          ## the fused objectives beside their peers, predicted seconds beside measured
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/objective.py
 	$(BIN)/python benchmarks/stages.py
 
-docs: $(READY)           ## the generated pages of docs/
+docs: $(READY)           ## the generated pages of docs/, and the site of all of them in build/site
 	$(BIN)/python docs/generate.py
+	$(SITE) build/site
+	@echo "build/site/index.html"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

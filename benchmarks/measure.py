@@ -192,7 +192,7 @@ def table(title: str, measured: Sequence[Row]) -> str:
     errors = sorted({key for row in measured for key in row.errors})
     head = ["", "setting", "median s", "min s", "× floor", "× tunemath", "extra MB", "first call s"]
     head += [f"error, {key}" for key in errors]
-    lines = [f"### {title}", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines = [f"## {title}", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in measured:
         cells = [
             row.name, row.setting, f"{row.median_s:.3f}", f"{row.min_s:.3f}",

@@ -224,7 +224,7 @@ def kl_case(key: str, shape: Shape, heads: bool) -> Case:
 def kl_accuracy(shape: Shape) -> str:
     """Return a table of the median relative error a token, by the size of the movement."""
     lines = [
-        f"### C5: relative error of KL a token, median (worst), N {shape.N}, V {shape.V:,}",
+        f"## C5: relative error of KL a token, median (worst), N {shape.N}, V {shape.V:,}",
         "",
         "| mean KL | heads | tunemath | F.kl_div of log-softmaxes | TRL |",
         "|---|---|---|---|---|",

@@ -260,11 +260,13 @@ OBJECTIVE_PAGES = (
 def objective_page(name: str) -> str:
     """Return a page of docs/objective: the template's prose around what the functions say."""
     shown = _documented(name)
+    # On a page without sections of its own, each function is one.
+    level = "###" if re.search("^## ", _template(name), re.MULTILINE) else "##"
     return _filled(
         f"objective/{name}.md",
         functions=", ".join(f"[`{one}`](#{one.lower()})" for one in shown),
         imports=_imports(shown),
-        function=_function,
+        function=partial(_function, level),
         example=lambda one: _block("python", _examples(one)),
         arxiv=lambda number: f"[arXiv {number}](https://arxiv.org/abs/{number})",
         figure=lambda one: f"![{figures.alt(one)}](figures/{one}.svg)",
@@ -279,13 +281,17 @@ def objective_index() -> str:
         for page in OBJECTIVE_PAGES
         for one in _documented(page)
     ]
-    return _filled("objective/index.md", table=_table(("function", "what it is"), rows))
+    table = _table(("function", "what it is"), rows)
+    return _filled("objective/index.md", table=table, pages="\n".join(OBJECTIVE_PAGES))
 
 
 def _documented(page: str) -> list[str]:
     """Return the names that a page's template has a section for, in its order."""
-    template = (_HERE / "templates" / "objective" / f"{page}.md.j2").read_text(encoding="utf-8")
-    return re.findall(r"\{\{ function\(\"(\w+)\"\) \}\}", template)
+    return re.findall(r"\{\{ function\(\"(\w+)\"\) \}\}", _template(page))
+
+
+def _template(page: str) -> str:
+    return (_HERE / "templates" / "objective" / f"{page}.md.j2").read_text(encoding="utf-8")
 
 
 def _home(name: str) -> Any:
@@ -306,15 +312,15 @@ def _imports(names: Iterable[str]) -> str:
     return _block("python", "\n".join(lines))
 
 
-def _function(name: str) -> str:
+def _function(level: str, name: str) -> str:
     """Return a function's heading, its signature and its first sentence."""
     thing = getattr(_home(name), name)
-    parts = [f"### {name}"]
+    parts = [f"{level} {name}"]
     if callable(thing):
         signature = inspect.signature(thing)
         bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
         text = f"{name}{inspect.Signature(bare)}"
-        parts += [_block("", "\n".join(textwrap.wrap(text, 92, subsequent_indent="    ")))]
+        parts += [_block("", "\n".join(textwrap.wrap(text, 88, subsequent_indent="    ")))]
         parts += [_summary(name)]
     return "\n\n".join(parts)
 

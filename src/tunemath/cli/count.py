@@ -163,6 +163,8 @@ def _unmatched(blueprint: Blueprint, config: AdapterConfig, name: str) -> str:
 
 def blueprint_at(model: str, task: str | None) -> Blueprint:
     """Read a model's blueprint; a family that is not known needs transformers."""
+    from tunemath.contract import ModelChoice
+    from tunemath.runner.resolve import DEFAULT_MODEL, resolve_model
     from tunemath.space import read_blueprint
     from tunemath.space.blueprint.config import TASKS
 
@@ -174,4 +176,7 @@ def blueprint_at(model: str, task: str | None) -> Blueprint:
 
         return blueprint_from_transformers(config, task_type=task_type)
 
-    return read_blueprint(Path(model), task_type=task, fallback=with_transformers)
+    path = Path(model)
+    if model == DEFAULT_MODEL and not path.exists():
+        path = resolve_model(ModelChoice(id=model)).folder
+    return read_blueprint(path, task_type=task, fallback=with_transformers)

@@ -37,7 +37,8 @@ ContractPath = Annotated[Path, typer.Argument(metavar="CONTRACT", help="The cont
 ModelPath = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="A folder, a config.json, a safetensors file or index, a GGUF file."
+        metavar="MODEL",
+        help="A folder, a config.json, safetensors or their index, a GGUF file; or smollm2-135m.",
     ),
 ]
 Method = Annotated[str, typer.Option("--method", "-m", help="As `space.method` in a contract.")]
