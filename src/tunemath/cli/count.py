@@ -163,8 +163,6 @@ def _unmatched(blueprint: Blueprint, config: AdapterConfig, name: str) -> str:
 
 def blueprint_at(model: str, task: str | None) -> Blueprint:
     """Read a model's blueprint; a family that is not known needs transformers."""
-    from tunemath.contract import ModelChoice
-    from tunemath.runner.resolve import DEFAULT_MODEL, resolve_model
     from tunemath.space import read_blueprint
     from tunemath.space.blueprint.config import TASKS
 
@@ -176,7 +174,16 @@ def blueprint_at(model: str, task: str | None) -> Blueprint:
 
         return blueprint_from_transformers(config, task_type=task_type)
 
+    return read_blueprint(_files_of(model), task_type=task, fallback=with_transformers)
+
+
+def _files_of(model: str) -> Path:
+    """Return where a model's files are: the path that was given, or the embedded model's."""
     path = Path(model)
-    if model == DEFAULT_MODEL and not path.exists():
-        path = resolve_model(ModelChoice(id=model)).folder
-    return read_blueprint(path, task_type=task, fallback=with_transformers)
+    if not path.exists():
+        from tunemath.contract import ModelChoice
+        from tunemath.runner.resolve import DEFAULT_MODEL, resolve_model
+
+        if model == DEFAULT_MODEL:
+            return resolve_model(ModelChoice(id=model)).folder
+    return path
