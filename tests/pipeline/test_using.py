@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tunemath.errors import ModelError, RunError
 from tunemath.pipeline import Run
 from tunemath.pipeline.using import ask, merge
-from tunemath.runner import merging
+from tunemath.runner import verifying
 
 
 def test_ask_gives_both_answers(sft_run):
@@ -48,7 +48,8 @@ def test_a_run_without_an_adapter_is_told_so(shared_job, tmp_path, use):
 
 def test_the_merged_folder_is_an_ordinary_model_that_answers_like_the_adapter(sft_run, tmp_path):
     proof = merge(sft_run, tmp_path / "merged")
-    assert proof["max_logit_difference"] <= proof["tolerance"] == 1e-3
+    found = proof["adapter_vs_reloaded_merged"]
+    assert found["max_logit_difference"] <= proof["tolerance"] == 1e-3
     assert proof["positions"] > 0
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
     original = AutoTokenizer.from_pretrained(sft_run.model.folder)
@@ -88,7 +89,7 @@ def test_merge_does_not_touch_a_folder_that_exists(sft_run, tmp_path):
 
 
 def test_a_merged_model_that_differs_is_not_written(sft_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(merging, "logit_tolerance", lambda model: 0.0)
+    monkeypatch.setitem(verifying.TOLERANCES, "float32", 0.0)
     with pytest.raises(ModelError, match=r"differs from the adapter by .* nothing was written"):
         merge(sft_run, tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []

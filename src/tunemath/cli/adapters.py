@@ -1,4 +1,4 @@
-"""`tunemath try` and `tunemath merge`: what to do with a finished run."""
+"""`tunemath try`: asking a finished run."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ _RUNS = Path("runs")
 
 
 def register(app: typer.Typer) -> None:
-    """Add both commands."""
+    """Add the command."""
     app.command("try")(_try)
-    app.command("merge")(_merge)
 
 
 def _try(
@@ -41,28 +40,3 @@ def _try(
         print_json(answer)
     else:
         typer.echo(f"base:  {answer['base']}\ntuned: {answer['tuned']}")
-
-
-def _merge(
-    name: RunFolderArgument,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Where to write; RUN/merged when not given.")
-    ] = None,
-    runs: Runs = _RUNS,
-    as_json: AsJson = False,
-) -> None:
-    """Write the base with the adapter merged into it, and prove that it answers alike.
-
-    Example: `tunemath merge dates-sft --out my-model`
-    """
-    from tunemath.pipeline.using import merge
-
-    proof = merge(find_run(name, runs), out)
-    if as_json:
-        print_json(proof)
-    else:
-        typer.echo(
-            f"wrote {proof['folder']}\n"
-            f"largest logit difference from the adapter: {proof['max_logit_difference']:.2g} "
-            f"over {proof['positions']} positions (at most {proof['tolerance']:g})"
-        )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tunemath.cli import adapters, contracts, count, learn, memory, stages
+from tunemath.cli import adapters, contracts, count, learn, memory, products, stages
 from tunemath.version import __version__
 
 __all__ = ["app"]
@@ -46,4 +46,5 @@ count.register(app)
 memory.register(app)
 stages.register(app)
 adapters.register(app)
+products.register(app)
 learn.register(app)

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunemath.errors import ModelError, RunError
 from tunemath.mask import Message, encode_prompt
 from tunemath.pipeline.run import Run
-from tunemath.storage import new_folder
+
+if TYPE_CHECKING:
+    from tunemath.runner.merging import MergeOptions
 
 __all__ = ["ask", "merge"]
 
 _PROBES = 8
-_CARRIED = (
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "chat_template.*",
-    "*.model",
-    "vocab.*",
-    "merges.txt",
-    "added_tokens.json",
-    "generation_config.json",
-)
 
 
 def ask(run: Run, prompt: str, system: str | None = None) -> dict[str, str]:
@@ -55,13 +46,13 @@ def ask(run: Run, prompt: str, system: str | None = None) -> dict[str, str]:
     }
 
 
-def merge(run: Run, out: Path | None = None) -> dict[str, Any]:
+def merge(run: Run, out: Path | None = None, options: MergeOptions | None = None) -> dict[str, Any]:
     """Write the merged model, tokenizer and template beside it, once it is proven to answer alike.
 
     The folder appears whole, and only if the merged model read back from disk gives the adapter's
     logits on training rows within the tolerance.
     """
-    from tunemath.runner.merging import write_merged
+    from tunemath.pipeline.products import merge_into
     from tunemath.runner.models import why_not_merged
 
     _need_adapter(run)
@@ -72,20 +63,7 @@ def merge(run: Run, out: Path | None = None) -> dict[str, Any]:
     rows = [
         (row.input_ids, row.supervised) for example in run.examples[:_PROBES] for row in example
     ]
-    with new_folder(folder) as part:
-        proof = write_merged(
-            run.model, run.contract.space, run.update, part, rows, run.tokenizer.pad_id
-        )
-        if proof["max_logit_difference"] > proof["tolerance"]:
-            raise ModelError(
-                f"the merged model differs from the adapter by "
-                f"{proof['max_logit_difference']:.2g} in a logit (at most "
-                f"{proof['tolerance']:g}); nothing was written"
-            )
-        for pattern in _CARRIED:
-            for path in run.model.folder.glob(pattern):
-                shutil.copy(path, part / path.name)
-    return {"folder": str(folder), **proof}
+    return merge_into(run.model, run.update, folder, options, (rows, "training rows"), run.progress)
 
 
 def _need_adapter(run: Run) -> None:

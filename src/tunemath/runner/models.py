@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from tunemath.errors import ModelError
 from tunemath.runner.adapters import BottleneckModel
 from tunemath.runner.loading import loading_errors, one_line, read_model, read_tensors
+from tunemath.runner.origins import refuse_other_base
 from tunemath.runner.prefixes import attach_virtual_tokens, load_virtual_tokens
 from tunemath.runner.quiet import quiet_libraries
 from tunemath.runner.resolve import ResolvedModel
@@ -39,6 +40,7 @@ __all__ = [
     "choose_device",
     "load_adapter",
     "load_base",
+    "peft_config",
     "trainable_counts",
     "why_not_merged",
 ]
@@ -111,6 +113,8 @@ def load_adapter(base: Any, folder: Path) -> Any:
             f"{folder} holds two updates, by {CONFIG} and by {_PEFT_CONFIG}; delete the files of "
             "the one that was left over"
         )
+    if ours or theirs:
+        refuse_other_base(folder, Path(getattr(base, "name_or_path", "") or "."))
     if theirs:
         return _load_peft(base, folder)
     if not ours:
@@ -118,14 +122,14 @@ def load_adapter(base: Any, folder: Path) -> Any:
             f"{folder} holds no saved update, neither {CONFIG} nor {_PEFT_CONFIG}; give the folder "
             "that was saved, whole, or train again"
         )
-    model: Any = attach_adapter(base, space_of(base, folder), seed=0)
+    model: Any = attach_adapter(base, space_of(folder), seed=0)
     model.load(folder)
     return model.eval()
 
 
 def _load_peft(base: Any, folder: Path) -> Any:
     """Return the base with an adapter that PEFT saved, from safetensors only."""
-    config = _peft_config(folder)
+    config = peft_config(folder)
     weights = folder / _PEFT_WEIGHTS
     pickled = weights.with_suffix(".bin")
     if pickled.is_file() and not weights.is_file():
@@ -153,7 +157,7 @@ def _load_peft(base: Any, folder: Path) -> Any:
             ) from None
 
 
-def _peft_config(folder: Path) -> Any:
+def peft_config(folder: Path) -> Any:
     """Return the configuration of an adapter that PEFT saved."""
     path = folder / _PEFT_CONFIG
     values = read_json(path)

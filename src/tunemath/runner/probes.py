@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -18,6 +19,8 @@ from tunemath.runner.models import load_adapter, load_base, why_not_merged
 from tunemath.runner.prefixes import VirtualTokens
 from tunemath.runner.quiet import quiet_libraries
 from tunemath.runner.trainer import Row, TuneTrainer
+from tunemath.runner.verifying import verify_product
+from tunemath.space.weights.recipe import NamesDiffer
 from tunemath.storage import storage_errors
 
 if TYPE_CHECKING:
@@ -169,7 +172,7 @@ def artefact(live: Any, job: TrainingJob, rows: Sequence[Row]) -> dict[str, Any]
 
     The saved update on a fresh base; where it can be merged, that one merged in memory, and the
     merged model saved and read back. The largest difference of any logit and the mean KL to the
-    live model are reported.
+    live model are reported, and of the merged model's tensors what they hold of the update.
     """
     reference = answer_logits(live, rows, job.pad)
     device, dtype = live.device, live.dtype
@@ -190,9 +193,21 @@ def artefact(live: Any, job: TrainingJob, rows: Sequence[Row]) -> dict[str, Any]
         result["adapter_vs_reloaded_merged"] = difference(
             reference, answer_logits(again, rows, job.pad)
         )
+        del again
+        result |= _of_product(job, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return result
+
+
+def _of_product(job: TrainingJob, folder: Path) -> dict[str, Any]:
+    """Hold the merged model's tensors against base and update, as their files give them."""
+    try:
+        found = verify_product(job.model, job.adapter, folder, probe=False)
+    except NamesDiffer as why:
+        return {"weights": {"unmeasured": str(why)}}
+    del found["update"], found["dtype"]
+    return found
 
 
 def difference(reference: torch.Tensor, other: torch.Tensor) -> dict[str, float]:

@@ -27,11 +27,14 @@ from tunemath.runner.resolve import ResolvedModel
 from tunemath.runner.trainer import Row, Rows, TuneTrainer, Witness
 from tunemath.runner.tuned import TunedModel
 from tunemath.runner.unfrozen import UnfrozenModel
+from tunemath.space.weights.provenance import Provenance, Source
 from tunemath.storage import storage_errors
 
 __all__ = ["TrainingJob", "train_adapter"]
 
 _PROBE_ROWS = 8
+_COMMON = 0.1
+"""The share of answers that end with a token, from which on it is one that ends answers."""
 
 
 @dataclass(frozen=True)
@@ -236,5 +239,20 @@ def _save(model: Any, job: TrainingJob) -> None:
     with storage_errors(folder), quiet_libraries():
         model.save_pretrained(temporary, safe_serialization=True, **about)
         (temporary / "README.md").unlink(missing_ok=True)
+        _record(job).write(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
+
+
+def _record(job: TrainingJob) -> Provenance:
+    """Return what update and base are to each other, and what trained answers end with."""
+    ends: Counter[int] = Counter()
+    for example in job.examples:
+        for ids, supervised in example:
+            ends.update(
+                [token for token, counts in zip(ids, supervised, strict=True) if counts][-1:]
+            )
+    common = sorted(token for token, count in ends.items() if count >= _COMMON * ends.total())
+    settings = {"method": job.contract.space.method, "answers_end_with": common}
+    base = Source("base", job.model.id, job.model.weights_hash())
+    return Provenance("train", (base,), settings)

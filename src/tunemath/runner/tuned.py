@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from tunemath.errors import ContractError, ModelError
 from tunemath.runner.loading import one_line, read_model, read_tensors
 from tunemath.runner.quiet import quiet_libraries
-from tunemath.runner.resolve import weights_hash
 from tunemath.space import (
     AdapterSpace,
     LastLayersSpace,
@@ -29,10 +28,10 @@ from tunemath.space import (
 )
 from tunemath.storage import read_json, write_json
 
-__all__ = ["CONFIG", "TunedModel", "space_of"]
+__all__ = ["CONFIG", "TENSORS", "TunedModel", "space_of"]
 
 CONFIG = "update.json"
-_TENSORS = "update.safetensors"
+TENSORS = "update.safetensors"
 
 
 class TunedModel(nn.Module):
@@ -84,7 +83,7 @@ class TunedModel(nn.Module):
                 self.base_model.save_pretrained(folder, safe_serialization=True)
         else:
             tensors = {name: p.detach().cpu().contiguous() for name, p in self.trained().items()}
-            save_file(tensors, folder / _TENSORS, metadata={"format": "pt"})
+            save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
         about = {"format": "tunemath update", "space": self.space.model_dump(mode="json")}
         write_json(folder / CONFIG, {**about, "base": dict(base or {})})
 
@@ -103,13 +102,13 @@ class TunedModel(nn.Module):
 
     def _saved(self, folder: Path) -> dict[str, Tensor]:
         if self.space.method != "full":
-            return read_tensors(folder / _TENSORS)
+            return read_tensors(folder / TENSORS)
         whole = read_model(type(self.base_model), folder, str(folder), dtype=self.base_model.dtype)
         return dict(whole.named_parameters())
 
 
-def space_of(base: Any, folder: Path) -> UpdateSpace:
-    """Return how a saved update was trained; refuse a base that has other weights than its own.
+def space_of(folder: Path) -> UpdateSpace:
+    """Return how a saved update was trained.
 
     Raises `ModelError` where update.json is damaged; the message names it.
     """
@@ -120,17 +119,6 @@ def space_of(base: Any, folder: Path) -> UpdateSpace:
     if not isinstance(values, dict) or not isinstance(origin, dict):
         raise ModelError(
             f"{path} has no space and base, as a saved update's has; copy it again, or train again"
-        )
-    expected = origin.get("sha256")
-    at = Path(getattr(base, "name_or_path", "") or "")
-    if (
-        isinstance(expected, str)
-        and (at / "config.json").is_file()
-        and weights_hash(at) != expected
-    ):
-        raise ModelError(
-            f"{folder} was trained on a base with SHA-256 {expected[:12]}…, and {at} has other "
-            "weights; load the base that it was trained on"
         )
     try:
         space = read_space(values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from tunemath.findings import Check, Evidence, Outcome, Status
+from tunemath.space.product_checks import PRODUCT_CHECKS
 
 __all__ = ["CHECKS"]
 
@@ -197,4 +198,5 @@ CHECKS: tuple[Check, ...] = (
             "adapter-applied-twice",
         ),
     ),
+    *PRODUCT_CHECKS,
 )

@@ -1,0 +1,112 @@
+"""Two models on the same prompts: their logits, row by row, with little memory."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunemath.errors import TunemathError
+from tunemath.mask import Message, Template, encode_prompt, load_tokenizer
+from tunemath.objective import kl_from_logits
+from tunemath.runner.mapped import Cast, computing_in_float32
+from tunemath.runner.trainer import Row
+
+__all__ = ["TOLERANCES", "compared", "probe_logits", "probe_rows"]
+
+TOLERANCES = {"float32": 1e-3, "float64": 1e-3, "float16": 0.1, "bfloat16": 0.5}
+"""By how much any logit of a merged model may differ from the adapter's, by the weights' dtype.
+
+bfloat16 keeps 8 bits, float16 11, and logits are of order 10.
+"""
+
+_TEXTS = (
+    "What is the capital of Australia, and which city is larger?",
+    "Write a Python function that returns the n-th Fibonacci number.",
+    "Translate into French: the library closes at nine on Sundays.",
+    "A train leaves at 14:05 and arrives at 16:50. How long does it take?",
+    "Summarise in one sentence: photosynthesis turns light into chemical energy.",
+    "List three differences between a virus and a bacterium.",
+)
+_LONGEST = 48
+_NUMBERS = 2**23
+"""The most logits that are kept, in all."""
+
+
+def probe_rows(folder: Path, vocabulary: int) -> tuple[list[Row], str]:
+    """Return rows of token ids to compare models on, every position, and what they are.
+
+    A few texts through the tokenizer and its chat template; seeded random ids where the folder has
+    no tokenizer, or one that is not read here.
+    """
+    try:
+        tokenizer = load_tokenizer(folder)
+    except TunemathError:
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.randint(vocabulary, (len(_TEXTS), _LONGEST // 2), generator=generator)
+        return [_row(ids.tolist()) for ids in drawn], "seeded token ids"
+    try:
+        template = Template.load(folder)
+        encoded = [encode_prompt(template, tokenizer, [Message("user", text)]) for text in _TEXTS]
+        about = "built-in prompts through the chat template"
+    except TunemathError:
+        encoded, about = [tokenizer.encode(text) for text in _TEXTS], "built-in texts"
+    return [_row(list(ids)[:_LONGEST]) for ids in encoded], about
+
+
+def _row(ids: list[int]) -> Row:
+    return ids, [True] * len(ids)
+
+
+@torch.inference_mode()
+def probe_logits(model: Any, rows: Sequence[Row], cast: Cast | None = None) -> Tensor:
+    """Return the logits at positions that predict a supervised token, (N, V), float32.
+
+    The model runs in float32, whatever it is stored in. N is limited so that few are kept.
+    """
+    with computing_in_float32(model, cast), _no_cache(model):
+        found = list(_logits(model, rows))
+    return torch.cat(found)
+
+
+def _logits(model: Any, rows: Sequence[Row]) -> Iterator[Tensor]:
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    some = "logits_to_keep" in inspect.signature(base.forward).parameters
+    left = max(len(rows), _NUMBERS // base.config.get_text_config().vocab_size)
+    each = max(1, left // max(1, len(rows)))
+    for ids, supervised in rows:
+        places = [at - 1 for at, counts in enumerate(supervised) if counts and at][:each]
+        index = torch.tensor(places, dtype=torch.long)
+        inputs = torch.tensor([list(ids)])
+        if some:
+            yield model(input_ids=inputs, logits_to_keep=index).logits[0].float()
+        else:
+            yield model(input_ids=inputs).logits[0, index].float()
+
+
+@contextmanager
+def _no_cache(model: Any) -> Iterator[None]:
+    config = model.config
+    had, config.use_cache = getattr(config, "use_cache", None), False
+    try:
+        yield
+    finally:
+        config.use_cache = had
+
+
+def compared(reference: Tensor, other: Tensor) -> dict[str, float]:
+    """Return the largest difference of any logit, and KL(other ‖ reference), mean and maximum.
+
+    The KL is in nats a position; both arguments are logits (N, V).
+    """
+    kl = kl_from_logits(other, reference)
+    return {
+        "max_logit_difference": float((reference - other).abs().max()),
+        "kl": float(kl.mean()),
+        "kl_max": float(kl.max()),
+    }
