@@ -9,9 +9,9 @@ from typing import Any
 
 import peft
 import torch
+import transformers
 from small_models import PAD, SMALL, VOCAB
 from transformers import AutoModelForCausalLM
-from transformers import __dict__ as library
 
 from tunemath.runner.quiet import quiet_libraries
 from tunemath.runner.resolve import ResolvedModel
@@ -28,7 +28,7 @@ def save_base(folder: Path, kind: str = "llama", dtype=torch.float32, **options:
     """Write a seeded model; the biases that it has are not 0."""
     name, extra = KINDS[kind]
     torch.manual_seed(0)
-    config = library[f"{name}Config"](**SMALL | {"pad_token_id": PAD} | extra)
+    config = getattr(transformers, f"{name}Config")(**SMALL | {"pad_token_id": PAD} | extra)
     model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
     for key, parameter in model.named_parameters():
         if key.endswith("bias"):
@@ -41,7 +41,9 @@ def save_base(folder: Path, kind: str = "llama", dtype=torch.float32, **options:
 def save_adapter(folder: Path, base: Path, peft_type: str = "LORA", std=0.1, **options: Any) -> Any:
     """Write an adapter all of whose trained numbers moved."""
     config_class = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(peft_type)]
-    options = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "down_proj"]} | options
+    if peft_type != "PROMPT_TUNING":
+        options = {"target_modules": ["q_proj", "down_proj"]} | options
+    options = {"task_type": "CAUSAL_LM"} | options
     torch.manual_seed(1)
     with quiet_libraries(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

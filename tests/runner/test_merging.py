@@ -58,7 +58,7 @@ def test_lora_from_its_files_gives_pefts_logits_and_tensors(tmp_path, case):
 # Tuners whose layers PEFT merges; what they are trained to is drawn at random.
 OTHERS = {
     "dora": ("LORA", {**ALL, "use_dora": True}),
-    "lora-attention-only": ("LORA", {**ALL, "layers_to_transform": [1], "use_dora": True}),
+    "dora-one-layer": ("LORA", {"layers_to_transform": [1], "use_dora": True}),
     "adalora": ("ADALORA", {"init_r": 4, "total_step": 10}),
     "ia3": ("IA3", {"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]}),
     "loha": ("LOHA", {"r": 3}),
@@ -160,7 +160,7 @@ def test_rounding_that_erases_the_update_is_measured(tmp_path):
     proof = merge_update(base, adapter, tmp_path / "out", MergeOptions(check=("float32",)))
     kept = proof["weights"]["forms"]
     assert kept["bfloat16"]["share"] < 0.05
-    assert kept["float32"]["share"] == pytest.approx(1, abs=1e-3)
+    assert kept["float32"]["share"] == pytest.approx(1, abs=1e-2)
     norm = 2 * 4 * 1e-8 * (2 * (32 * 32 * 2 + 16 * 32 * 2 + 3 * 32 * 48)) ** 0.5
     assert proof["weights"]["norm"] == pytest.approx(norm, rel=1e-4)
 

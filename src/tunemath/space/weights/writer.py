@@ -41,7 +41,7 @@ class Planned(NamedTuple):
 
 def in_files_of(tensors: Mapping[str, TensorHeader]) -> dict[str, str]:
     """Return each tensor's file, divided as the checkpoint that it comes from is."""
-    files = list(dict.fromkeys(header.file for header in tensors.values()))
+    files = sorted({header.file for header in tensors.values()})
     names = {file: _part(place, len(files)) for place, file in enumerate(files)}
     return {name: names[header.file] for name, header in tensors.items()}
 
