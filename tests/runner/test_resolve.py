@@ -138,3 +138,18 @@ def test_weights_are_hashed_again_only_when_a_file_changes(tiny_model, tmp_path,
     data[-1] ^= 1
     weights.write_bytes(data)
     assert model.weights_hash() != first
+
+
+def test_an_adapter_has_a_hash_over_its_own_configuration_and_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNEMATH_CACHE", str(tmp_path / "cache"))
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    with pytest.raises(ModelError, match=r"neither config.json nor adapter_config.json"):
+        resolve.weights_hash(adapter)
+    (adapter / "adapter_config.json").write_text("{}")
+    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    first = resolve.weights_hash(adapter)
+    (adapter / "adapter_config.json").write_text('{"r": 8}')
+    second = resolve.weights_hash(adapter)
+    (adapter / "adapter_model.safetensors").write_bytes(b"others")
+    assert len({first, second, resolve.weights_hash(adapter)}) == 3

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from tunemath.errors import ModelError, RunError
 from tunemath.mask import Message, encode_prompt
 from tunemath.pipeline.run import Run
+from tunemath.space.weights.carried import carry
 from tunemath.storage import new_folder
 
 __all__ = ["ask", "merge"]
 
 _PROBES = 8
-_CARRIED = (
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "chat_template.*",
-    "*.model",
-    "vocab.*",
-    "merges.txt",
-    "added_tokens.json",
-    "generation_config.json",
-)
 
 
 def ask(run: Run, prompt: str, system: str | None = None) -> dict[str, str]:
@@ -82,9 +72,7 @@ def merge(run: Run, out: Path | None = None) -> dict[str, Any]:
                 f"{proof['max_logit_difference']:.2g} in a logit (at most "
                 f"{proof['tolerance']:g}); nothing was written"
             )
-        for pattern in _CARRIED:
-            for path in run.model.folder.glob(pattern):
-                shutil.copy(path, part / path.name)
+        carry(run.model.folder, part)
     return {"folder": str(folder), **proof}
 
 

