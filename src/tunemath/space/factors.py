@@ -21,12 +21,12 @@ from tunemath.space.peft.config import AdapterConfig
 from tunemath.space.peft.names import pattern_value
 from tunemath.space.spectrum import factor_singular_values
 
-__all__ = ["Factors", "lora_factors"]
+__all__ = ["MOVES_BASE", "Factors", "lora_factors", "lora_scale", "not_a_product"]
 
 _WEIGHTS = "adapter_model.safetensors"
 _CONFIG = "adapter_config.json"
 # Initialisations that subtract their first product from the base.
-_MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # Variants that put more into the update than the two factors, or use it for some inputs only.
 _OTHERWISE = ("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config",
               "use_bdlora", "use_qalora")  # fmt: skip
@@ -71,7 +71,7 @@ def lora_factors(adapter: Path) -> Iterator[Factors]:
     changed the base; and where a factor lacks its partner.
     """
     config = AdapterConfig.read(adapter / _CONFIG)
-    why = _no_product(config)
+    why = not_a_product(config)
     if why:
         raise ModelError(f"{adapter}: {why}, so its update is no product of LoRA's two factors")
     tensors = read_tensor_headers(adapter / _WEIGHTS)
@@ -88,17 +88,17 @@ def lora_factors(adapter: Path) -> Iterator[Factors]:
                 f"{adapter / _WEIGHTS}: {key} {a.shape} and {partner} {b.shape} do not go "
                 "together; expected (r, d_in) and (d_out, r)"
             )
-        yield Factors(name, a, b, _scale(config, name, len(a)))
+        yield Factors(name, a, b, lora_scale(config, name, len(a)))
 
 
-def _no_product(config: AdapterConfig) -> str:
-    """Return why an adapter's ΔW is not s·B A; empty if it is."""
+def not_a_product(config: AdapterConfig) -> str:
+    """Return why the ΔW of an adapter is not s·B A; empty if it is."""
     start = config.get("init_lora_weights")
     if config.peft_type != "LORA":
         return f"it is a {config.peft_type} adapter"
     if config["use_dora"]:
         return "DoRA scales the weight's rows besides"
-    if isinstance(start, str) and start.lower().startswith(_MOVES_BASE):
+    if isinstance(start, str) and start.lower().startswith(MOVES_BASE):
         return f"init_lora_weights {start!r} took the first B A away from the base's weights"
     for name in _OTHERWISE:
         if config[name] not in (None, False):
@@ -113,7 +113,8 @@ def _matrix(folder: Path, header: TensorHeader) -> np.ndarray:
     return array.reshape(array.shape[0], -1)
 
 
-def _scale(config: AdapterConfig, name: str, rank: int) -> float:
+def lora_scale(config: AdapterConfig, name: str, rank: int) -> float:
+    """Return s of a module's ``ΔW = s·B A``, by the first of ``alpha_pattern`` that means it."""
     alpha = float(pattern_value(config["alpha_pattern"] or {}, name, config["lora_alpha"]))
     return alpha / (math.sqrt(rank) if config["use_rslora"] else rank)
 

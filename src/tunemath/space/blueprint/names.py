@@ -7,12 +7,12 @@ that people fine-tune. A name that no rule knows stays as it is.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from tunemath.errors import ModelError
 from tunemath.space.blueprint.quantised import Weight
 
-__all__ = ["live_weights", "without_buffers"]
+__all__ = ["live_names", "live_weights", "without_buffers"]
 
 # Constants and running statistics that older checkpoints carry among the weights, and layers for
 # multi-token prediction, which transformers leaves out.
@@ -95,14 +95,10 @@ def live_weights(weights: Mapping[str, Weight], model_type: str = "") -> dict[st
     A mixture's experts, stored one by one, become single tensors: gate_up_proj (E, 2I, D) and
     down_proj (E, D, I).
     """
-    renames = [
-        (re.compile(pattern), target)
-        for pattern, target in (*_EVERYWHERE, *_family(weights, model_type))
-    ]
+    rename = _renaming(weights, model_type)
     found: dict[str, Weight] = {}
-    for name, weight in _fused(weights).items():
-        for pattern, target in renames:
-            name = pattern.sub(target, name, count=1)
+    for stored, weight in _fused(weights).items():
+        name = rename(stored)
         if name in found:
             raise ModelError(
                 f"two tensors of the checkpoint become {name} in the model; "
@@ -110,6 +106,28 @@ def live_weights(weights: Mapping[str, Weight], model_type: str = "") -> dict[st
             )
         found[name] = weight
     return found
+
+
+def live_names(stored: Iterable[str], model_type: str = "") -> dict[str, str]:
+    """Return the live model's name of each stored tensor; a mixture's experts keep their own."""
+    names = list(stored)
+    rename = _renaming(names, model_type)
+    return {name: rename(name) for name in names}
+
+
+def _renaming(names: Collection[str], model_type: str) -> Callable[[str], str]:
+    """Return the function from a stored name to the live one."""
+    renames = [
+        (re.compile(pattern), target)
+        for pattern, target in (*_EVERYWHERE, *_family(names, model_type))
+    ]
+
+    def rename(name: str) -> str:
+        for pattern, target in renames:
+            name = pattern.sub(target, name, count=1)
+        return name
+
+    return rename
 
 
 def _family(names: Collection[str], model_type: str) -> tuple[Rename, ...]:
