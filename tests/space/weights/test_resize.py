@@ -5,47 +5,11 @@ import math
 
 import pytest
 import torch
-import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
+from lora_models import adapter, deltas
 
 from tunemath.errors import ModelError
 from tunemath.space.weights.ranks import RankChoice
 from tunemath.space.weights.resize import resize
-
-
-def model():
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False,
-    )  # fmt: skip
-    return transformers.LlamaForCausalLM(config).eval()
-
-
-def adapter(path, **settings):
-    """Save a seeded adapter with none of its parameters at its start."""
-    config = LoraConfig(r=8, lora_alpha=12, **settings)
-    peft = get_peft_model(model(), config)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in peft.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(0.2 * torch.randn_like(parameter))
-    peft.save_pretrained(path, save_embedding_layers=False)
-    return path
-
-
-def deltas(path):
-    """Return each module's update as PEFT forms it, and everything else that it would load."""
-    peft = PeftModel.from_pretrained(model(), str(path))
-    found = {
-        name: module.get_delta_weight("default").detach()
-        for name, module in peft.named_modules()
-        if hasattr(module, "get_delta_weight")
-    }
-    rest = {n: p.detach() for n, p in peft.named_parameters() if "modules_to_save" in n}
-    return found, rest
-
 
 SETTINGS = [
     {"target_modules": ["q_proj", "down_proj"]},

@@ -31,7 +31,6 @@ from tunemath.space.weights.adapter import (
 from tunemath.space.weights.names import stored_names
 from tunemath.space.weights.pairing import Pair, Pairing, pair_up
 from tunemath.space.weights.ranks import RankChoice, share_ranks, top_values, truncated
-from tunemath.space.weights.rounding import Kept
 from tunemath.space.weights.writer import Planned
 
 __all__ = ["Cut", "Extraction", "Left", "extract"]

@@ -34,9 +34,9 @@ from tunemath.space.weights.ranks import RankChoice, chosen_rank, share_ranks
 from tunemath.space.weights.reader import TORCH_DTYPES, Weights
 from tunemath.space.weights.writer import Planned
 
-__all__ = ["Triples", "is_factor", "resize", "triples"]
+__all__ = ["cut_product", "factors_dtype", "is_factor", "resize"]
 
-Triples = tuple[Tensor, Tensor, Tensor]
+_Triples = tuple[Tensor, Tensor, Tensor]
 """U (d_out, k), Σ (k,) and Vᵀ (k, d_in), float64."""
 
 
@@ -65,7 +65,7 @@ def resize(
     for done, each in enumerate(lora_factors(adapter)):
         tick("singular values", done, len(shapes) // 2)
         costs[each.name] = sum(each.shape)
-        values[each.name] = abs(each.scale) * triples(each)[1]
+        values[each.name] = abs(each.scale) * _triples(each)[1]
     if choice.by == "parameters":
         ranks = share_ranks({n: s.tolist() for n, s in values.items()}, costs, int(choice.value))
     else:
@@ -74,11 +74,11 @@ def resize(
         raise ModelError(f"--{choice.by} {choice.value:g} leaves {adapter} no rank; give more")
     result = Extraction()
     scales = {}
-    writer = AdapterWriter(out, getattr(torch, dtype or _dtype(weights)))
+    writer = AdapterWriter(out, getattr(torch, dtype or factors_dtype(weights)))
     for done, each in enumerate(lora_factors(adapter)):
         tick("factors", done, len(costs))
         # PEFT has no module without rank: one whose share is none keeps a rank of zeros.
-        fit = _cut(triples(each), ranks[each.name])
+        fit = _cut(_triples(each), ranks[each.name])
         scales[each.name], ranks[each.name] = each.scale, max(1, ranks[each.name])
         a, b = balanced(fit.left, fit.right, fit.singular_values, 1.0)
         kept = writer.add(Layout.of(each.name, shapes), a, b)
@@ -95,13 +95,28 @@ def resize(
     return result
 
 
-def triples(factors: Factors) -> Triples:
-    """Return the singular value decomposition of B A, without its scale, from the factors."""
-    a, b = (torch.tensor(factor, dtype=torch.float64) for factor in (factors.A, factors.B))
+def cut_product(a: Tensor, b: Tensor, choice: RankChoice) -> LowRank:
+    """Return the best approximation of B A at the rank that is chosen for it, from the factors.
+
+    ``a`` (r, d_in) and ``b`` (d_out, r), float64; a choice other than a shared budget.
+    """
+    svd = _decomposed(a, b)
+    return _cut(svd, chosen_rank(svd[1], choice))
+
+
+def _decomposed(a: Tensor, b: Tensor) -> _Triples:
+    """Return the singular value decomposition of B A from A (r, d_in) and B (d_out, r), float64."""
     q_b, r_b = torch.linalg.qr(b)
     q_a, r_a = torch.linalg.qr(a.T)
     u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
     return q_b @ u, s, vh @ q_a.T
+
+
+def _triples(factors: Factors) -> _Triples:
+    """Return that of a module's B A, without its scale."""
+    return _decomposed(
+        *(torch.tensor(each, dtype=torch.float64) for each in (factors.A, factors.B))
+    )
 
 
 def is_factor(key: str) -> bool:
@@ -110,7 +125,7 @@ def is_factor(key: str) -> bool:
     return name.endswith((".lora_A", ".lora_B", ".lora_embedding_A", ".lora_embedding_B"))
 
 
-def _cut(svd: Triples, rank: int) -> LowRank:
+def _cut(svd: _Triples, rank: int) -> LowRank:
     """Return the first ``rank`` directions, or one of zeros where there is none to keep."""
     u, s, vh = svd
     total, rest = float(s.square().sum()), float(s[rank:].square().sum())
@@ -123,7 +138,7 @@ def _cut(svd: Triples, rank: int) -> LowRank:
     return LowRank(u[:, :keep] * s[:keep], vh[:keep], s[:keep], error, bound)
 
 
-def _dtype(weights: Weights) -> str:
+def factors_dtype(weights: Weights) -> str:
     """Return the dtype of the factors; of several, the widest."""
     dtypes = {TORCH_DTYPES[h.dtype] for key, h in weights.tensors.items() if is_factor(key)}
     return str(max(dtypes, key=lambda dtype: dtype.itemsize)).removeprefix("torch.")
