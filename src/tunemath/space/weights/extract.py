@@ -99,6 +99,14 @@ class Extraction:
         return kept / whole if whole else 1.0
 
     @property
+    def rounding(self) -> float:
+        """Return ‖m − ΔW_r‖ / ‖ΔW_r‖ for the product m of the rounded factors, over all."""
+        weights = [cut.norm**2 * (1 - cut.relative_error**2) for cut in self.cuts]
+        pairs = zip(weights, self.cuts, strict=True)
+        lost = sum(weight * cut.rounding**2 for weight, cut in pairs)
+        return math.sqrt(lost / sum(weights)) if sum(weights) else 0.0
+
+    @property
     def not_held(self) -> float:
         """Return the share of the squared change that no part of the adapter can hold."""
         total = sum(cut.norm**2 for cut in self.cuts) + sum(each.norm**2 for each in self.rest)
@@ -110,6 +118,7 @@ class Extraction:
         return {
             "relative_error": self.relative_error,
             "survived": self.survived,
+            "rounding": self.rounding,
             "not_held": self.not_held,
             "parameters": self.parameters,
             "modules": [asdict(cut) for cut in self.cuts],

@@ -31,7 +31,16 @@ from torch import Tensor
 from tunemath.errors import ContractError
 from tunemath.storage import hash_bytes
 
-__all__ = ["METHODS", "Mix", "drop_and_rescale", "elect", "generator", "slerp_weights", "threshold"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "Mix",
+    "drop_and_rescale",
+    "elect",
+    "generator",
+    "slerp_weights",
+    "threshold",
+]
 
 Method = Literal["linear", "task", "slerp", "ties", "dare", "dare-ties"]
 METHODS: tuple[str, ...] = get_args(Method)
