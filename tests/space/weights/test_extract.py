@@ -215,3 +215,15 @@ def test_what_is_no_pair_is_refused(tmp_path):
     gpt2().save_pretrained(other)
     with pytest.raises(ModelError, match="no tensor in common"):
         extract(base, other, out, RankChoice("rank", 4))
+
+
+@pytest.mark.parametrize("fall", [0.0, 0.3, 0.7, 1.5])
+@pytest.mark.parametrize(("shape", "rank"), [((256, 640), 4), ((512, 256), 16), ((192, 576), 40)])
+def test_passes_over_a_matrix_find_its_best_truncation(shape, rank, fall):
+    torch.manual_seed(0)
+    values = torch.arange(1.0, min(shape) + 1).double() ** -fall
+    u, v = (torch.linalg.qr(torch.randn(n, min(shape)).double())[0] for n in shape)
+    fit = truncated(((u * values) @ v.T).float(), RankChoice("rank", rank))
+    least = float((values[rank:] ** 2).sum().sqrt() / (values**2).sum().sqrt())
+    assert fit.relative_error <= 1.001 * least
+    assert fit.relative_error <= fit.bound <= 1.002 * least
