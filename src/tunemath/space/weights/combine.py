@@ -22,7 +22,7 @@ from tunemath.storage import write_json
 __all__ = ["Combination", "Moved", "combine"]
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_BLOCK = 2**20
+_BLOCK = 2**18  # small enough for a cache, and for what the allocator does not give back
 
 
 @dataclass(frozen=True)

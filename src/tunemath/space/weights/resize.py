@@ -29,7 +29,7 @@ from tunemath.space.weights.adapter import (
     balanced,
     rank_patterns,
 )
-from tunemath.space.weights.extract import Cut, Extraction
+from tunemath.space.weights.cuts import Cut, Extraction
 from tunemath.space.weights.ranks import RankChoice, chosen_rank, share_ranks
 from tunemath.space.weights.reader import TORCH_DTYPES, Weights
 from tunemath.space.weights.writer import Planned

@@ -30,7 +30,7 @@ from tunemath.space.weights.adapter import (
     inner,
     rank_patterns,
 )
-from tunemath.space.weights.extract import Cut, Extraction
+from tunemath.space.weights.cuts import Cut, Extraction
 from tunemath.space.weights.mixing import Mix, drop_and_rescale, generator, slerp_weights, threshold
 from tunemath.space.weights.ranks import RankChoice, truncated
 from tunemath.space.weights.reader import Weights
