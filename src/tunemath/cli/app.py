@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tunemath.cli import adapters, contracts, count, learn, memory, products, stages
+from tunemath.cli import adapters, algebra, contracts, count, learn, memory, products, stages
 from tunemath.version import __version__
 
 __all__ = ["app"]
@@ -48,3 +48,4 @@ stages.register(app)
 adapters.register(app)
 products.register(app)
 learn.register(app)
+algebra.register(app)

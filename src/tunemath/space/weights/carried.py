@@ -24,14 +24,14 @@ _CARRIED = (
 )
 
 
-def carry(source: Path, target: Path) -> None:
+def carry(source: Path, target: Path, config: bool = True) -> None:
     """Copy what a model's folder has beside its weights to another that holds new weights.
 
     A config.json that is there already stays, since it may say what differs; any other file of the
-    same name is the source's afterwards.
+    same name is the source's afterwards. ``config`` is false for an adapter, which has another.
     """
     with storage_errors(target):
-        if (source / _CONFIG).is_file() and not (target / _CONFIG).exists():
+        if config and (source / _CONFIG).is_file() and not (target / _CONFIG).exists():
             shutil.copyfile(source / _CONFIG, target / _CONFIG)
         for pattern in _CARRIED:
             for path in source.glob(pattern):

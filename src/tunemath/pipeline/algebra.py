@@ -1,0 +1,225 @@
+"""Deltas taken out of models, cut and combined: folders that appear whole, with their record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tunemath.contract import ModelChoice
+from tunemath.errors import ContractError, ModelError
+from tunemath.runner.origins import trained_on
+from tunemath.runner.progress import Progress, silent
+from tunemath.runner.resolve import resolve_model, weights_hash
+from tunemath.space.weights.carried import carry
+from tunemath.space.weights.provenance import Provenance, Source, read_provenance
+from tunemath.storage import new_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tunemath.space.weights.extract import Rest
+    from tunemath.space.weights.mixing import Mix
+    from tunemath.space.weights.ranks import RankChoice
+
+__all__ = ["CombineOptions", "ExtractOptions", "combine_models", "extract_lora", "resize_lora"]
+
+_ADAPTER = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class ExtractOptions:
+    """What goes into an extracted adapter beside the matrices, and how it is stored."""
+
+    rest: Rest = "small"
+    embeddings: bool = False
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class CombineOptions:
+    """What is measured against, how an adapter is cut, and how the product is stored."""
+
+    base: str | None = None
+    choice: RankChoice | None = None
+    dtype: str | None = None
+
+
+def extract_lora(
+    base: str,
+    tuned: str,
+    out: Path,
+    choice: RankChoice,
+    options: ExtractOptions | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Write the LoRA adapter that moves ``base`` towards ``tuned``; return what it holds.
+
+    Both are folders, ids on the hub, or the embedded model's name. Raises `ModelError` where the
+    tuned model's record says that it comes from another base.
+    """
+    from tunemath.space.weights.extract import extract
+
+    options = options or ExtractOptions()
+    before, after = _model(base), _model(tuned)
+    sources = [_source("base", base, before), _source("tuned", tuned, after)]
+    _refuse_other_base(after, sources[0])
+    settings = {choice.by: choice.value, **vars(options)}
+    with _product(out, "extract", sources, settings) as (folder, proof):
+        found = extract(
+            before,
+            after,
+            folder,
+            choice,
+            rest=options.rest,
+            embeddings=options.embeddings,
+            dtype=options.dtype,
+            base_name=base,
+            tick=progress,
+        )
+        for source in (before, after):
+            carry(source, folder, config=False)
+        proof.update(found.summary())
+    return {"folder": str(out), **proof}
+
+
+def resize_lora(
+    adapter: Path,
+    out: Path,
+    choice: RankChoice,
+    dtype: str | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Write a LoRA adapter cut to other ranks; return the error of each module."""
+    from tunemath.space.weights.resize import resize
+
+    _need_adapter(adapter)
+    sources = [*_recorded_base(adapter), _source("adapter", str(adapter), adapter)]
+    settings = {choice.by: choice.value, "dtype": dtype}
+    with _product(out, "resize", sources, settings) as (folder, proof):
+        proof.update(resize(adapter, folder, choice, dtype=dtype, tick=progress).summary())
+        carry(adapter, folder, config=False)
+    return {"folder": str(out), **proof}
+
+
+def combine_models(
+    names: Sequence[str],
+    out: Path,
+    mix: Mix,
+    options: CombineOptions | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Write the combination of several models, or of several adapters; return its proof.
+
+    Raises `ModelError` where some are adapters and others models, or where their records name
+    different bases.
+    """
+    options = options or CombineOptions()
+    are_adapters = [(Path(name) / _ADAPTER).is_file() for name in names]
+    if len(set(are_adapters)) > 1:
+        adapter = names[are_adapters.index(True)]
+        raise ModelError(
+            f"{adapter} is an adapter, and {names[are_adapters.index(False)]} a model; give one "
+            "kind, after `tunemath merge` or `tunemath extract`"
+        )
+    folders = [Path(name) if are_adapters[0] else _model(name) for name in names]
+    role = "adapter" if are_adapters[0] else "tuned"
+    sources = [_source(role, *each) for each in zip(names, folders, strict=True)]
+    if options.base is not None:
+        sources = [_source("base", options.base, _model(options.base)), *sources]
+    sources = _with_one_base(sources, folders)
+    settings = {**vars(mix), "base": options.base, "dtype": options.dtype}
+    if options.choice is not None:
+        settings[options.choice.by] = options.choice.value
+    with _product(out, "combine", sources, settings) as (folder, proof):
+        combined = _adapters if are_adapters[0] else _checkpoints
+        proof.update(combined(folders, folder, mix, options, progress))
+    return {"folder": str(out), **proof}
+
+
+def _adapters(
+    folders: Sequence[Path], out: Path, mix: Mix, options: CombineOptions, progress: Progress
+) -> dict[str, Any]:
+    from tunemath.space.weights.stacking import combine_adapters
+
+    tick = _as("modules", progress)
+    found = combine_adapters(
+        folders, out, mix, choice=options.choice, dtype=options.dtype, tick=tick
+    )
+    carry(folders[0], out, config=False)
+    return found.summary()
+
+
+def _checkpoints(
+    folders: Sequence[Path], out: Path, mix: Mix, options: CombineOptions, progress: Progress
+) -> dict[str, Any]:
+    from tunemath.space.weights.combine import combine
+
+    if options.choice is not None:
+        raise ContractError("a rank is for adapters; of models, `tunemath extract` takes one out")
+    base = _model(options.base) if options.base is not None else None
+    tick = _as("tensors", progress)
+    found = combine(folders, out, mix, base=base, dtype=options.dtype, tick=tick)
+    # The first model's over the base's, since its answers are shaped by its own template.
+    for source in (base, folders[0]) if base is not None else (folders[0],):
+        carry(source, out)
+    return found.summary()
+
+
+def _as(what: str, progress: Progress) -> Callable[[int, int], None]:
+    return lambda done, total: progress(what, done, total)
+
+
+def _model(name: str) -> Path:
+    return resolve_model(ModelChoice(id=name)).folder
+
+
+def _need_adapter(folder: Path) -> None:
+    if not (folder / _ADAPTER).is_file():
+        raise ModelError(f"{folder} has no {_ADAPTER}; give the folder of a LoRA adapter")
+
+
+def _source(role: Literal["base", "adapter", "tuned"], name: str, folder: Path) -> Source:
+    return Source(role, name, weights_hash(folder))
+
+
+def _recorded_base(folder: Path) -> tuple[Source, ...]:
+    """Return the base that weights were made from; none where nothing is recorded."""
+    record = read_provenance(folder)
+    if record is not None and record.of("base"):
+        return record.of("base")
+    trained = trained_on(folder)
+    return (trained,) if trained is not None else ()
+
+
+def _refuse_other_base(folder: Path, base: Source) -> None:
+    for recorded in _recorded_base(folder):
+        if recorded.sha256 != base.sha256:
+            raise ModelError(
+                f"{folder} was made from {recorded.name} with SHA-256 {recorded.sha256[:12]}…, and "
+                f"{base.name} has other weights ({base.sha256[:12]}…); give the base that it was "
+                "made from"
+            )
+
+
+def _with_one_base(sources: list[Source], folders: Sequence[Path]) -> list[Source]:
+    """Return the sources with the base that all have in common, as far as it is known."""
+    known = [source for source in sources if source.role == "base"]
+    for folder in folders:
+        for base in known:
+            _refuse_other_base(folder, base)
+        known = known or list(_recorded_base(folder))
+    return sources if sources[0].role == "base" else [*known, *sources]
+
+
+@contextmanager
+def _product(
+    out: Path, operation: str, sources: Sequence[Source], settings: Mapping[str, Any]
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Fill the folder and the proof that are given inside; both appear whole, or not at all."""
+    proof: dict[str, Any] = {}
+    with new_folder(out) as folder:
+        yield folder, proof
+        Provenance(operation, tuple(sources), dict(settings), proof).write(folder)
