@@ -23,10 +23,11 @@ from typing import IO, Any
 
 from tunemath.course.grading import FILE, Grade, PartGrade
 
-__all__ = ["Ran", "graded", "pictured", "ran"]
+__all__ = ["SECONDS", "Ran", "graded", "pictured", "ran"]
 
 SECONDS = 10
-_BYTES = 4 * 2**30
+"""How long an answer may run."""
+_BYTES = 2 * 2**30
 _WRITTEN = 16 * 2**20
 _SHOWN = 20_000
 _POLL = 0.01
@@ -186,6 +187,7 @@ def _script(source: str) -> None:
         while place is not None and place.tb_frame.f_code.co_filename != FILE:
             place = place.tb_next
         traceback.print_exception(error.with_traceback(place))
+        sys.exit(1)
 
 
 def _svg(chosen: Any, names: dict[str, Any]) -> dict[str, str]:

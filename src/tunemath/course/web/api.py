@@ -13,7 +13,7 @@ from typing import Any
 
 from tunemath.course.book import Exercise, exercise, exercises
 from tunemath.course.grading import PartGrade
-from tunemath.course.isolated import graded, pictured, ran
+from tunemath.course.isolated import SECONDS, graded, pictured, ran
 from tunemath.course.web.markup import code, html, line
 from tunemath.course.workspace import Workspace
 from tunemath.errors import CourseError
@@ -36,6 +36,8 @@ class Api:
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
+        self.seconds: float = SECONDS
+        """How long code may run; three times as long for a figure, which imports matplotlib."""
         self._files = threading.RLock()
         self._running = threading.Lock()
         self._stop = threading.Event()
@@ -124,7 +126,7 @@ class Api:
     def _run(self, chosen: Exercise, asked: Mapping[str, Any]) -> dict[str, Any]:
         with self._alone():
             saved = self._save(chosen, asked)
-            done = ran(chosen.name, asked["source"], stop=self._stop)
+            done = ran(chosen.name, asked["source"], self.seconds, self._stop)
         return {
             **saved, "printed": done.printed, "errors": done.errors, "ended": done.ended,
             "code": done.code,
@@ -133,7 +135,7 @@ class Api:
     def _grade(self, chosen: Exercise, asked: Mapping[str, Any]) -> dict[str, Any]:
         with self._alone():
             saved = self._save(chosen, asked)
-            found = graded(chosen.name, asked["source"], stop=self._stop)
+            found = graded(chosen.name, asked["source"], self.seconds, self._stop)
         if not self._stop.is_set():
             with self._files:
                 self.workspace.record(chosen, found)
@@ -149,7 +151,7 @@ class Api:
     def _figure(self, chosen: Exercise, asked: Mapping[str, Any]) -> dict[str, Any]:
         with self._alone():
             saved = self._save(chosen, asked)
-            svg, error = pictured(chosen.name, asked["source"], stop=self._stop)
+            svg, error = pictured(chosen.name, asked["source"], 3 * self.seconds, self._stop)
         return {**saved, "svg": svg.decode(), "error": error}
 
     def _hint(self, chosen: Exercise, _: Mapping[str, Any]) -> dict[str, Any]:
