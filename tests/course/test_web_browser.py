@@ -49,16 +49,24 @@ def page(browser, server, request):
     page.wait_for_selector("#title:not(:empty)")
     yield page
     context.close()
-    assert wrong == []
+    assert [text for text in wrong if "409 (Conflict)" not in text] == []  # is asked about
     assert {re.match(r"(\w+:(//)?[^/]*)/", url)[1] for url in asked} <= {
         f"http://{server.hosts[0]}", "blob:http:"
     }  # fmt: skip
 
 
+PASTE = """source => {
+  const clipboardData = new DataTransfer();
+  clipboardData.setData("text/plain", source);
+  const options = { clipboardData, bubbles: true, cancelable: true };
+  document.querySelector(".cm-content").dispatchEvent(new ClipboardEvent("paste", options));
+}"""
+
+
 def write(page, source):
     page.locator(".cm-content").click()
     page.keyboard.press("ControlOrMeta+a")
-    page.keyboard.insert_text(source)
+    page.evaluate(PASTE, source)
 
 
 def told(page):
@@ -94,13 +102,13 @@ def test_a_newcomers_way(page, server):
 
     page.click("#figure")
     page.wait_for_selector("#result img")
-    page.wait_for_function("document.querySelector('#result img').naturalWidth > 300")
+    assert page.evaluate("document.querySelector('#result img').decode()") is None
     assert fits()
     assert server.api.workspace.source(ONE) == ONE.solution
 
 
 def test_an_endless_loop_has_a_stop_button(page):
-    write(page, "print('begun')\nwhile True:\npass")
+    write(page, "print('begun')\nwhile True:\n    pass")
     page.click("#run")
     page.click("#stop")
     page.wait_for_selector("#result .card")
@@ -114,10 +122,10 @@ def test_an_endless_loop_has_a_stop_button(page):
 def test_a_solution_is_shown_only_after_a_second_yes(page):
     assert page.is_hidden("#solution")
     page.click("#ask-solution")
-    page.click("dialog >> text=Back")
+    page.click("dialog [value=no]")
     assert page.is_hidden("#solution")
     page.click("#ask-solution")
-    page.click("dialog >> text=Show it")
+    page.click("dialog [value=yes]")
     page.wait_for_selector("#solution:visible")
     assert "answer.size == 0" in page.inner_text("#solution")
 
@@ -125,7 +133,7 @@ def test_a_solution_is_shown_only_after_a_second_yes(page):
 def test_it_begins_again(page, server):
     write(page, "mine")
     page.click("#ask-reset")
-    page.click("dialog >> text=Begin again")
+    page.click("dialog [value=yes]")
     page.wait_for_selector("#result >> text=01-answer-only-loss.old1.py")
     assert server.api.workspace.source(ONE) == ONE.starter
     assert (server.api.workspace.folder / "01-answer-only-loss.old1.py").read_text() == "mine"
@@ -137,7 +145,7 @@ def test_what_an_editor_saved_is_taken_or_asked_about(page, server):
     page.wait_for_selector(".cm-content >> text=theirs")
     server.api.workspace.save(ONE, "theirs again")
     write(page, "mine")
-    page.click("dialog >> text=Keep mine")
+    page.click("dialog [value=no]")
     page.wait_for_selector("#saved >> text=Saved")
     assert server.api.workspace.source(ONE) == "mine"
 
@@ -145,10 +153,10 @@ def test_what_an_editor_saved_is_taken_or_asked_about(page, server):
 def test_keys_alone_reach_everything(page):
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
-    for _ in range(11):
+    for _ in range(10):  # the menu's button is hidden here: these are the ten exercises
         page.keyboard.press("Tab")
-    page.keyboard.press("Enter")  # the list's last but one, then its last, is the tenth
-    page.wait_for_function("document.querySelector('#number').textContent != 'Exercise 1'")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#number >> text=Exercise 10")
     page.locator(".cm-content").focus()
     page.keyboard.press("Escape")
     page.keyboard.press("Tab")
