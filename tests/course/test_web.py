@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 import time
@@ -168,6 +169,20 @@ def test_what_an_answer_starts_ends_with_it(client, tmp_path):
     )
     time.sleep(1.6)
     assert not mark.exists()
+
+
+def test_the_code_ends_with_the_server(tmp_path):
+    mark = tmp_path / "process"
+    source = f"import os\nopen({str(mark)!r}, 'w').write(str(os.getpid()))\nwhile True: pass"
+    with served(tmp_path / "learn") as server:
+        client = Client(server)
+        thread = threading.Thread(target=client.code, args=("run", source))
+        thread.start()
+        while not (mark.exists() and mark.read_text()):
+            time.sleep(0.01)
+    thread.join(5)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(mark.read_text()), 0)
 
 
 def test_a_newcomers_way(client):

@@ -46,7 +46,7 @@ def page(browser, server, request):
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(server.url)
-    page.wait_for_selector("#title:not(:empty)")
+    page.wait_for_selector("#count:not(:empty)")  # filled last
     yield page
     context.close()
     assert [text for text in wrong if "409 (Conflict)" not in text] == []  # is asked about
@@ -103,6 +103,10 @@ def test_a_newcomers_way(page, server):
     page.click("#figure")
     page.wait_for_selector("#result img")
     assert page.evaluate("document.querySelector('#result img').decode()") is None
+    page.click("#result img")
+    page.wait_for_selector("#large img:visible")
+    page.keyboard.press("Escape")
+    assert page.is_hidden("#large")
     assert fits()
     assert server.api.workspace.source(ONE) == ONE.solution
 

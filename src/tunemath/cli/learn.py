@@ -50,11 +50,11 @@ def _learn(
         bool, typer.Option("--web", help="A page in your browser, with an editor.")
     ] = False,
     port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="With --web; 0 takes any free one.")
+        int, typer.Option("--port", min=0, max=65535, help="With --web; else any that is free.")
     ] = 0,
-    browser: Annotated[
-        bool, typer.Option("--browser/--no-browser", help="With --web: open the page.")
-    ] = True,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="With --web: print the address only.")
+    ] = False,
     solution: Annotated[bool, typer.Option("--solution", help="Show a solution.")] = False,
     reset: Annotated[
         bool, typer.Option("--reset", help="Begin again; your answer is kept beside.")
@@ -78,7 +78,7 @@ def _learn(
         return
     workspace = Workspace(folder)
     if web:
-        _serve(workspace, port, browser, as_json)
+        _serve(workspace, port, not no_browser, as_json)
         return
     chosen = exercise(which) if which else workspace.next()
     if listed or chosen is None:

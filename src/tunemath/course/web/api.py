@@ -22,6 +22,10 @@ from tunemath.storage import hash_bytes
 __all__ = ["Api", "Refused"]
 
 
+_LAST = 5
+"""Seconds that a process has to end in."""
+
+
 class Refused(Exception):
     """A request that is not carried out: a status of HTTP and the reason."""
 
@@ -70,6 +74,11 @@ class Api:
     def stop(self) -> None:
         """End the code that is running, if there is any."""
         self._stop.set()
+
+    def close(self) -> None:
+        """End the code that is running and wait until it has; nothing can be run afterwards."""
+        self.stop()
+        self._running.acquire(timeout=_LAST)
 
     def _list(self) -> dict[str, Any]:
         with self._files:
@@ -136,9 +145,9 @@ class Api:
         with self._alone():
             saved = self._save(chosen, asked)
             found = graded(chosen.name, asked["source"], self.seconds, self._stop)
-        if not self._stop.is_set():
-            with self._files:
-                self.workspace.record(chosen, found)
+            if not self._stop.is_set():
+                with self._files:
+                    self.workspace.record(chosen, found)
         return {
             **saved,
             "passed": found.passed,

@@ -83,8 +83,8 @@ class CourseServer(ThreadingHTTPServer):
 
     def server_close(self) -> None:
         """End the learner's code too."""
-        self.api.stop()
         super().server_close()
+        self.api.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that hangs up in the middle of an answer is no error."""

@@ -12,6 +12,7 @@ let version = "";
 let saved = true;
 let busy = false;
 let timer = 0;
+let figureUrl = "";
 
 const code = editor($("editor"), {
   nonce,
@@ -226,13 +227,19 @@ const showAnswer = {
       showResult(card("bad", `No figure yet: ${error}`));
       return;
     }
-    const src = URL.createObjectURL(new Blob([svg], { type: "image/svg+xml" }));
-    const image = element("img", { src, alt: `${current.title}, drawn with your functions`, width: 960, height: 360 });
-    image.style.height = "auto";
-    image.onload = () => URL.revokeObjectURL(src);
-    showResult(element("div", { className: "figure", tabIndex: 0 }, image));
+    URL.revokeObjectURL(figureUrl);
+    figureUrl = URL.createObjectURL(new Blob([svg], { type: "image/svg+xml" }));
+    const alt = `${current.title}, drawn with your functions`;
+    const image = element("img", { src: figureUrl, alt, width: 960, height: 360 });
+    const larger = element("button", { title: "Show it large", onclick: () => enlarge(image) }, image);
+    showResult(element("div", { className: "figure" }, larger));
   },
 };
+
+function enlarge(image) {
+  Object.assign($("large").firstElementChild, { src: image.src, alt: image.alt });
+  $("large").showModal();
+}
 
 function partCard(part) {
   if (part.passed) return card("good", `✓ ${part.function}: right in all of ${part.cases} cases`);
@@ -311,6 +318,7 @@ const told = (run) => () => run().catch((error) => showResult(card("bad", error.
 
 for (const action of ["grade", "run", "figure"]) $(action).onclick = () => act(action);
 $("stop").onclick = told(() => ask("stop"));
+$("large").onclick = () => $("large").close();
 $("hint").onclick = told(hint);
 $("ask-solution").onclick = told(solution);
 $("ask-reset").onclick = told(reset);
