@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+import urllib.request
 
 import pytest
 
@@ -123,3 +125,18 @@ def _until(process, words: str) -> str:
         if any(word in line for word in words.split("|")):
             return line
     raise AssertionError(words)
+
+
+def test_the_page_is_served_until_ctrl_c(tmp_path):
+    command = [sys.executable, "-c", "from tunemath.cli import main; main()"]
+    command += ["learn", "--web", "--no-browser", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=tmp_path, text=True) as process:
+        assert process.stdout
+        lines = [process.stdout.readline() for _ in range(4)]
+        address = json.loads("".join(lines))["url"]
+        with urllib.request.build_opener(urllib.request.HTTPCookieProcessor()).open(
+            address
+        ) as page:
+            assert b"<title>The maths of fine-tuning</title>" in page.read()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0

@@ -133,9 +133,7 @@ def test_another_base_shows_in_the_tensors_that_should_not_have_changed(pair):
 def test_an_update_that_rounding_erased_is_reported(tmp_path):
     save_base(tmp_path / "base", dtype=torch.bfloat16)
     save_adapter(tmp_path / "adapter", tmp_path / "base", std=3e-3, **OPTIONS)
-    _, findings = product(
-        tmp_path, lambda name, w, d: w.float() + 1e-4 * d, dtype=torch.bfloat16
-    )
+    _, findings = product(tmp_path, lambda name, w, d: w.float() + 1e-4 * d, dtype=torch.bfloat16)
     assert findings["merged-is-base-plus-update"]["status"] == "FAIL"
     shutil.rmtree(tmp_path / "product")
     path = tmp_path / "adapter/adapter_model.safetensors"

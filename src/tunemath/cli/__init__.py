@@ -9,7 +9,7 @@ __all__ = ["main"]
 
 _BAD_INPUT = 2
 _INTERNAL = 70
-_LEARN = ("nbformat", "matplotlib")
+_LEARN = ("nbformat", "matplotlib", "markdown_it", "latex2mathml", "pygments")
 
 
 def main(arguments: list[str] | None = None) -> None:

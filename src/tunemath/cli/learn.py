@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,6 +46,15 @@ def _learn(
     notebooks: Annotated[
         Path | None, typer.Option("--notebooks", metavar="DIR", help="Write all as notebooks.")
     ] = None,
+    web: Annotated[
+        bool, typer.Option("--web", help="A page in your browser, with an editor.")
+    ] = False,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="With --web; else any that is free.")
+    ] = 0,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="With --web: print the address only.")
+    ] = False,
     solution: Annotated[bool, typer.Option("--solution", help="Show a solution.")] = False,
     reset: Annotated[
         bool, typer.Option("--reset", help="Begin again; your answer is kept beside.")
@@ -56,7 +67,8 @@ def _learn(
     """Learn the maths of fine-tuning: ten exercises, graded, each leading to a real model.
 
     Example: `tunemath learn`, then write into the file that it names, then `tunemath learn --grade`
-    (or leave `tunemath learn --watch` running beside your editor).
+    (or leave `tunemath learn --watch` running beside your editor). All of it in a browser:
+    `tunemath learn --web`.
     """
     from tunemath.course.book import exercise
     from tunemath.course.workspace import Workspace
@@ -65,6 +77,9 @@ def _learn(
         _notebooks(notebooks)
         return
     workspace = Workspace(folder)
+    if web:
+        _serve(workspace, port, not no_browser, as_json)
+        return
     chosen = exercise(which) if which else workspace.next()
     if listed or chosen is None:
         _show_list(workspace, as_json)
@@ -170,6 +185,25 @@ def _notebooks(folder: Path) -> None:
 
     written = write_notebooks(folder)
     typer.echo(f"wrote {len(written)} notebooks to {folder}; open one with: jupyter lab {folder}")
+
+
+def _serve(workspace: Workspace, port: int, browser: bool, as_json: bool) -> None:
+    import threading
+    import webbrowser
+
+    from tunemath.course.web.server import CourseServer
+
+    with CourseServer(workspace, port) as server:
+        if as_json:
+            print_json({"url": server.url, "folder": str(workspace.folder)})
+        else:
+            typer.echo(f"the course is at {server.url}\nCtrl+C ends it; your answers stay in "
+                       f"{workspace.folder}")  # fmt: skip
+        sys.stdout.flush()
+        if browser:  # a browser of the terminal's would not come back
+            threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 def _draw(workspace: Workspace, chosen: Exercise, file: Path) -> None:

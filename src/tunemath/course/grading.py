@@ -18,9 +18,10 @@ import numpy as np
 
 from tunemath.course.exercise import Case, Mistake, Part, Raises
 
-__all__ = ["Grade", "PartGrade", "cases_of", "grade", "grade_part", "run", "same", "shown"]
+__all__ = ["FILE", "Grade", "PartGrade", "cases_of", "grade", "grade_part", "run", "same", "shown"]
 
-_FILE = "answer.py"
+FILE = "answer.py"
+"""What a learner's code is called in a traceback."""
 _RANDOM = 16
 _SHOWN = 8
 _PRINTED = 2000
@@ -89,7 +90,7 @@ def run(source: str) -> tuple[dict[str, Any], str]:
     """Return the names that the code defines, and why it does not run; empty if it does."""
     names: dict[str, Any] = {"__name__": "answer"}
     try:
-        exec(compile(source, _FILE, "exec"), names)
+        exec(compile(source, FILE, "exec"), names)
     except Exception as error:
         return names, _not_run(error)
     return names, ""
@@ -164,7 +165,7 @@ def _call(function: Callable[..., Any], case: Case) -> Any:
     try:
         return function(*copy.deepcopy(case.arguments))
     except Exception as error:
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == _FILE]
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == FILE]
         return _Raised(error, frames[-1].lineno if frames else None)
 
 
@@ -286,7 +287,7 @@ def _shown_call(name: str, case: Case) -> str:
 def _not_run(error: Exception) -> str:
     if isinstance(error, SyntaxError):
         return f"line {error.lineno}: {error.msg}: {(error.text or '').strip()}"
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == _FILE]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == FILE]
     place = f"line {frames[-1].lineno}: " if frames else ""
     return f"{place}{type(error).__name__}: {error}"
 

@@ -8,61 +8,151 @@ from __future__ import annotations
 
 import base64
 import json
+import linecache
 import os
+import signal
 import subprocess
 import sys
-from dataclasses import asdict
-from typing import Any
+import threading
+import time
+import traceback
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from tempfile import TemporaryFile
+from typing import IO, Any
 
-from tunemath.course.grading import Grade, PartGrade
+from tunemath.course.grading import FILE, Grade, PartGrade
 
-__all__ = ["graded", "pictured"]
+__all__ = ["SECONDS", "Ran", "graded", "pictured", "ran"]
 
 SECONDS = 10
-_BYTES = 4 * 2**30
+"""How long an answer may run."""
+_BYTES = 2 * 2**30
+_WRITTEN = 16 * 2**20
+_SHOWN = 20_000
+_POLL = 0.01
 
 
-def graded(name: str, source: str, seconds: float = SECONDS) -> Grade:
+@dataclass(frozen=True)
+class Ran:
+    """What a process left behind."""
+
+    printed: str
+    errors: str
+    """What it wrote to standard error: a traceback, warnings."""
+    ended: str = ""
+    """Why it did not end by itself; empty where it did."""
+    code: int = 0
+    """Its exit code."""
+
+
+def ran(
+    name: str, source: str, seconds: float = SECONDS, stop: threading.Event | None = None
+) -> Ran:
+    """Run an answer as a script; what it printed is kept when it is stopped, too."""
+    done = _process("run", name, source, seconds, stop)
+    return replace(done, printed=_cut(done.printed), errors=_cut(done.errors))
+
+
+def graded(
+    name: str, source: str, seconds: float = SECONDS, stop: threading.Event | None = None
+) -> Grade:
     """Grade an answer to an exercise in another process."""
-    found = _run("grade", name, source, seconds)
+    found = _run("grade", name, source, seconds, stop)
     if "error" in found and "parts" not in found:
         return Grade((), error=found["error"])
     parts = tuple(PartGrade(**part) for part in found["parts"])
     return Grade(parts, found["printed"], found["error"])
 
 
-def pictured(name: str, source: str, seconds: float = 3 * SECONDS) -> tuple[bytes, str]:
+def pictured(
+    name: str, source: str, seconds: float = 3 * SECONDS, stop: threading.Event | None = None
+) -> tuple[bytes, str]:
     """Return an exercise's figure as SVG, drawn with the learner's own functions, or why not."""
-    found = _run("figure", name, source, seconds)
+    found = _run("figure", name, source, seconds, stop)
     return base64.b64decode(found.get("svg", "")), found.get("error", "")
 
 
-def _run(what: str, name: str, source: str, seconds: float) -> dict[str, Any]:
-    environment = {**os.environ, "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tunemath.course.isolated", what, name]
+def _run(
+    what: str, name: str, source: str, seconds: float, stop: threading.Event | None
+) -> dict[str, Any]:
+    done = _process(what, name, source, seconds, stop)
+    if done.ended:
+        return {"error": done.ended}
     try:
-        done = subprocess.run(
-            command, input=source, capture_output=True, text=True, timeout=seconds, env=environment
-        )
-    except subprocess.TimeoutExpired:
-        return {"error": f"it ran for more than {seconds:g} seconds and was stopped: a loop that "
-                         "doesn't end?"}  # fmt: skip
-    lines = done.stdout.splitlines()
-    try:
-        return json.loads(lines[-1])
+        return json.loads(done.printed.splitlines()[-1])
     except (IndexError, ValueError):
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return {"error": f"the code ended its process (exit code {done.returncode}): {last}"}
+        last = (done.errors.strip().splitlines() or ["no message"])[-1]
+        return {"error": f"the code ended its process (exit code {done.code}): {last}"}
+
+
+def _process(
+    what: str, name: str, source: str, seconds: float, stop: threading.Event | None
+) -> Ran:
+    """Run this module in a process of its own until it ends, time is up or ``stop`` is set."""
+    environment = {
+        **os.environ, "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1",
+        "PYTHONIOENCODING": "utf-8",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "tunemath.course.isolated", what, name]
+    with TemporaryFile() as given, TemporaryFile() as out, TemporaryFile() as err:
+        given.write(source.encode())
+        given.seek(0)
+        process = subprocess.Popen(
+            command, stdin=given, stdout=out, stderr=err, env=environment, start_new_session=True
+        )
+        try:
+            ended = _awaited(process, seconds, stop)
+        finally:
+            _end(process)
+        return Ran(_text(out), _text(err), ended, process.returncode)
+
+
+def _awaited(process: subprocess.Popen[bytes], seconds: float, stop: threading.Event | None) -> str:
+    """Wait for a process; return why it has to be ended, empty if it ended by itself."""
+    until = time.monotonic() + seconds
+    while process.poll() is None:
+        if stop is not None and stop.is_set():
+            return "it was stopped"
+        if time.monotonic() > until:
+            return (
+                f"it ran for more than {seconds:g} seconds and was stopped: a loop that doesn't "
+                "end?"
+            )
+        time.sleep(_POLL)
+    return ""
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and those that it started."""
+    if hasattr(os, "killpg"):
+        with suppress(ProcessLookupError, PermissionError):  # all have ended
+            os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.wait()
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode("utf-8", "replace")
+
+
+def _cut(text: str) -> str:
+    if len(text) <= _SHOWN:
+        return text
+    return f"{text[:_SHOWN]}\n… {len(text) - _SHOWN:,} more characters"
 
 
 def _limit() -> None:
-    """Hold this process's memory and processor time."""
+    """Hold this process's memory, processor time and the size of what it writes."""
     try:
         import resource
     except ImportError:  # Windows has no such limits
         return
     resource.setrlimit(resource.RLIMIT_AS, (_BYTES, _BYTES))
     resource.setrlimit(resource.RLIMIT_CPU, (6 * SECONDS, 6 * SECONDS))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_WRITTEN, _WRITTEN))
 
 
 def _main(what: str, name: str) -> None:
@@ -71,7 +161,11 @@ def _main(what: str, name: str) -> None:
 
     chosen, source, out = exercise(name), sys.stdin.read(), sys.stdout
     _limit()
-    sys.stdin, sys.stdout = open(os.devnull), sys.stderr  # noqa: SIM115
+    sys.stdin = open(os.devnull)  # noqa: SIM115
+    if what == "run":
+        _script(source)
+        return
+    sys.stdout = sys.stderr
     if what == "grade":
         found = grade(source, chosen.parts)
         result: dict[str, Any] = asdict(found)
@@ -81,6 +175,19 @@ def _main(what: str, name: str) -> None:
         if not error:
             result = _svg(chosen, names)
     out.write("\n" + json.dumps(result) + "\n")
+
+
+def _script(source: str) -> None:
+    """Run code as a script; a traceback begins at the learner's own line."""
+    linecache.cache[FILE] = (len(source), None, source.splitlines(keepends=True), FILE)
+    try:
+        exec(compile(source, FILE, "exec"), {"__name__": "__main__"})
+    except Exception as error:
+        place = error.__traceback__
+        while place is not None and place.tb_frame.f_code.co_filename != FILE:
+            place = place.tb_next
+        traceback.print_exception(error.with_traceback(place))
+        sys.exit(1)
 
 
 def _svg(chosen: Any, names: dict[str, Any]) -> dict[str, str]:

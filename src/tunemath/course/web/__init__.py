@@ -1,0 +1,1 @@
+"""The course in the browser: a page that is served on this machine only."""
