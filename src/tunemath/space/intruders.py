@@ -71,11 +71,11 @@ def intruder_dimensions(
     vectors are compared. In the bounds, directions of the base whose σ² differ by less than 1 %
     count as one; none is found for what a base with more rows than columns leaves out.
 
-    >>> base = [[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
-    >>> tuned = [[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [3.0, 3.0, 0.0]]
-    >>> found = intruder_dimensions(base, tuned, k=1, epsilon=0.9)
-    >>> found.lower, found.upper
-    (0, 0)
+    >>> import numpy as np
+    >>> base, tuned = np.diag([2.0, 1.0, 0.0]), np.diag([2.0, 1.0, 3.0])
+    >>> found = intruder_dimensions(base, tuned, k=2)
+    >>> found.cosines_upper, found.lower, found.upper
+    ((0.0, 1.0), 1, 1)
 
     Source: Shuttleworth et al. 2024, arXiv 2410.21228, with k = 10 and ε = 0.5.
     """
