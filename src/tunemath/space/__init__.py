@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     )
     from tunemath.space.spectrum import (
         effective_rank,
+        effective_rank_bounds,
         energy,
         factor_singular_values,
         stable_rank,
@@ -69,6 +70,7 @@ __all__ = [
     "change_of",
     "coverage_of",
     "effective_rank",
+    "effective_rank_bounds",
     "energy",
     "factor_singular_values",
     "intruder_dimensions",
@@ -112,6 +114,7 @@ _HOMES = {
     "change_of": "methods",
     "coverage_of": "coverage",
     "effective_rank": "spectrum",
+    "effective_rank_bounds": "spectrum",
     "energy": "spectrum",
     "factor_singular_values": "spectrum",
     "intruder_dimensions": "intruders",
