@@ -90,7 +90,7 @@ def effective_rank_bounds(
     >>> float(effective_rank([2.0, 1.0, 1.0, 1.0])) == low, high > low
     (True, True)
     """
-    xp, s = numeric(singular_values)
+    _, s = numeric(singular_values)
     if s.ndim != 1 or not 0 < s.shape[0] <= size:
         raise ShapeError(f"{tuple(s.shape)} singular values of {size}; expected (k,), 0 < k ≤ size")
     known_values = [number(value) for value in s]
