@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tunemath.cli import adapters, contracts, count, memory, stages
+from tunemath.cli import adapters, contracts, count, memory, spectrum, stages
 from tunemath.version import __version__
 
 __all__ = ["app"]
@@ -45,4 +45,5 @@ contracts.register(app)
 count.register(app)
 memory.register(app)
 stages.register(app)
+spectrum.register(app)
 adapters.register(app)

@@ -23,7 +23,7 @@ from tunemath.space.intruders import intruder_dimensions
 from tunemath.space.layers import place_of
 from tunemath.space.lowrank import LowRank, low_rank
 from tunemath.space.spectrum import effective_rank_bounds
-from tunemath.space.weights.changes import Change, square_norm
+from tunemath.space.weights.differences import Difference, square_norm
 
 __all__ = ["Directions", "SpectrumSettings", "weight_spectra"]
 
@@ -70,23 +70,26 @@ class _Values:
 
 
 def weight_spectra(
-    changes: Iterable[Change], settings: SpectrumSettings, other: Directions | None = None
+    differences: Iterable[Difference], settings: SpectrumSettings, other: Directions | None = None
 ) -> Iterator[dict[str, Any]]:
     """Yield a row of ``spectrum.json`` for each changed weight."""
-    for change in changes:
-        yield _row(change, settings, other)
+    for difference in differences:
+        yield _row(difference, settings, other)
 
 
-def _row(change: Change, settings: SpectrumSettings, other: Directions | None) -> dict[str, Any]:
-    fit, values = _decomposed(change, settings)
-    norm, weight = sqrt(values.square_sum), sqrt(square_norm(change.before))
-    name, place = change.name.partition("[")[0], place_of(change.name)
+def _row(
+    difference: Difference, settings: SpectrumSettings, other: Directions | None
+) -> dict[str, Any]:
+    fit, values = _decomposed(difference, settings)
+    norm = sqrt(values.square_sum)
+    weight = None if difference.before is None else sqrt(square_norm(difference.before))
+    name, place = difference.name.partition("[")[0], place_of(difference.name)
     row: dict[str, Any] = {
-        "name": change.name,
+        "name": difference.name,
         "target": name.rpartition(".")[2],
         "block": _block(name),
         "layer": place[1] if place else None,
-        "shape": list(change.before.shape),
+        "shape": list(difference.shape),
         "rank": values.count,
         "exact": values.exact,
         **_ranks(values, settings.top),
@@ -94,7 +97,7 @@ def _row(change: Change, settings: SpectrumSettings, other: Directions | None) -
         "weight_norm": weight,
         "relative_norm": norm / weight if weight else None,
     }
-    return row | _places(change, fit, settings, other) if norm else row
+    return row | _places(difference, fit, settings, other) if norm else row
 
 
 def _block(name: str) -> str:
@@ -109,14 +112,16 @@ def _block(name: str) -> str:
     return block_type(Module(name, kind, ()), head)
 
 
-def _decomposed(change: Change, settings: SpectrumSettings) -> tuple[LowRank | None, _Values]:
+def _decomposed(
+    difference: Difference, settings: SpectrumSettings
+) -> tuple[LowRank | None, _Values]:
     """Return the singular values of ΔW, and the approximation that they come from, if any."""
-    least = min(change.before.shape)
-    if change.update is not None:
-        return None, _all_known(change.update.singular_values())
+    least = min(difference.shape)
+    if difference.update is not None:
+        return None, _all_known(difference.update.singular_values())
     if least <= settings.exact:
-        return None, _all_known(_exact_values(change).numpy())
-    fit = low_rank(change.delta(torch.float32), min(settings.top, least))
+        return None, _all_known(_exact_values(difference).numpy())
+    fit = low_rank(difference.delta(torch.float32), min(settings.top, least))
     first = fit.singular_values.double().numpy()
     kept = float((first**2).sum())
     # The approximation's error is 1 − Σ σ²/‖ΔW‖² of ‖ΔW‖², from which ‖ΔW‖² follows.
@@ -128,14 +133,18 @@ def _all_known(values: np.ndarray) -> _Values:
     return _Values(values, float((values**2).sum()), len(values), True, 0.0, 0.0)
 
 
-def _exact_values(change: Change) -> Tensor:
+def _exact_values(difference: Difference) -> Tensor:
     """Return all singular values of ΔW in float64, through the R of QR factorisations by blocks."""
-    rows, columns = change.before.shape
+    rows, columns = difference.shape
     tall, wide = max(rows, columns), min(rows, columns)
     core: Tensor | None = None
     for start in range(0, tall, max(_ROWS, wide)):
         part = slice(start, min(start + max(_ROWS, wide), tall))
-        block = change.delta(torch.float64, part) if rows >= columns else _columns(change, part).T
+        block = (
+            difference.delta(torch.float64, part)
+            if rows >= columns
+            else _columns(difference, part).T
+        )
         core = block if core is None else torch.cat((core, block))
         if core.shape[0] > wide:
             core = torch.linalg.qr(core, mode="r")[1]
@@ -143,9 +152,10 @@ def _exact_values(change: Change) -> Tensor:
     return torch.linalg.svdvals(core)
 
 
-def _columns(change: Change, part: slice) -> Tensor:
-    assert change.after is not None
-    return change.after[:, part].double() - change.before[:, part].double()
+def _columns(difference: Difference, part: slice) -> Tensor:
+    assert difference.after is not None
+    assert difference.before is not None
+    return difference.after[:, part].double() - difference.before[:, part].double()
 
 
 def _ranks(values: _Values, top: int) -> dict[str, Any]:
@@ -153,18 +163,15 @@ def _ranks(values: _Values, top: int) -> dict[str, Any]:
     first, total = values.first, values.square_sum
     squares = first**2
     shares = np.cumsum(squares) / total if total else np.zeros(len(first))
-    ranks = [2**power for power in range(len(first).bit_length()) if 2**power <= top]
     # ‖M − M_k‖² = ‖M − M_K‖² + Σ_{k<j≤K} σ_j²: summed from the small end, no digit is lost.
-    after = np.append(np.cumsum(squares[::-1])[::-1], 0.0) / (total or 1.0)
-    errors = [[sqrt(after[k] + rest**2) for k in ranks] for rest in (values.rest, values.bound)]
+    after = np.append(np.cumsum(squares[::-1])[::-1], 0.0)[1:] / (total or 1.0)
+    errors = [np.sqrt(after + rest**2)[:top] for rest in (values.rest, values.bound)]
     low, high = effective_rank_bounds(first, total, values.count)
     return {
         "singular_values": first[:top].tolist(),
         "energy": shares[:top].tolist(),
-        "errors": [
-            {"rank": k, "relative": error, "bound": bound}
-            for k, error, bound in zip(ranks, *errors, strict=True)
-        ],
+        "relative_error": errors[0].tolist(),
+        "bound": errors[1].tolist(),
         "rank_for_90_percent": _reached(shares, 0.9),
         "rank_for_99_percent": _reached(shares, 0.99),
         "effective_rank": high if values.exact else None,
@@ -180,35 +187,39 @@ def _reached(shares: np.ndarray, share: float) -> int | None:
 
 
 def _places(
-    change: Change, fit: LowRank | None, settings: SpectrumSettings, other: Directions | None
+    difference: Difference,
+    fit: LowRank | None,
+    settings: SpectrumSettings,
+    other: Directions | None,
 ) -> dict[str, Any]:
     """Return where an update points: beside the base's directions, and another update's."""
     found: dict[str, Any] = {}
-    least = min(change.before.shape)
+    least = min(difference.shape)
     count, k = min(settings.directions, least), min(settings.intruders, least)
-    if not count and not k:
-        return found
-    base = change.before.float()
-    if count:
-        update = _update_directions(change, fit, count)
-        found["base"] = _overlap(update, _first_vectors(base, count))
-        theirs = other(change.name, count) if other else None
+    base = None if difference.before is None else difference.before.float()
+    theirs = other(difference.name, count) if other and count else None
+    if count and (base is not None or theirs is not None):
+        update = _update_directions(difference, fit, count)
+        if base is not None:
+            found["base"] = _overlap(update, _first_vectors(base, count))
         if theirs is not None:
             found["other"] = _overlap(update, theirs)
-    if k:
-        tuned = base + change.delta(torch.float32)
+    if k and base is not None:
+        tuned = base + difference.delta(torch.float32)
         between = intruder_dimensions(base, tuned, k, settings.epsilon)
         found["intruders"] = {"of": k, "lower": between.lower, "upper": between.upper}
     return found
 
 
-def _update_directions(change: Change, fit: LowRank | None, count: int) -> tuple[Tensor, Tensor]:
-    if change.update is not None:
-        left, right = change.update.directions(count)
+def _update_directions(
+    difference: Difference, fit: LowRank | None, count: int
+) -> tuple[Tensor, Tensor]:
+    if difference.update is not None:
+        left, right = difference.update.directions(count)
         return torch.from_numpy(np.ascontiguousarray(left)), torch.from_numpy(right)
     if fit is not None:
         return _vectors(fit, count)
-    return _first_vectors(change.delta(torch.float32), count)
+    return _first_vectors(difference.delta(torch.float32), count)
 
 
 def _first_vectors(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:

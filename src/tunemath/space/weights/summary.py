@@ -1,7 +1,8 @@
 """A whole model's update in one table: by weight, by layer, and where the movement is.
 
-The movement of a group of weights is ``√(Σ ‖ΔW‖_F² / Σ ‖W‖_F²)``, and its share is that of the
-model's Σ ‖ΔW‖_F². A weighted mean is weighted by ‖ΔW‖_F²; a median counts every weight once.
+A group is the weights of one block, of one kind (block and target) or of one layer. Its movement is
+``√(Σ ‖ΔW‖_F² / Σ ‖W‖_F²)``, and its share that of the model's Σ ‖ΔW‖_F². A weighted mean is
+weighted by ‖ΔW‖_F²; a median counts every weight once.
 """
 
 from __future__ import annotations
@@ -19,11 +20,16 @@ Row = dict[str, Any]
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     """Return the ``summary`` of ``spectrum.json`` from its rows, at least one."""
     total = sum(row["frobenius"] ** 2 for row in rows)
+    blocks = dict.fromkeys(row["block"] for row in rows)
     targets = dict.fromkeys((row["block"], row["target"]) for row in rows)
     layers = sorted({row["layer"] for row in rows if row["layer"] is not None})
     return {
         **_group(rows, total),
         "energy": _median_energy(rows),
+        "by_block": [
+            {"block": block, **_group([r for r in rows if r["block"] == block], total)}
+            for block in blocks
+        ],
         "by_target": [
             {
                 "block": block,
@@ -41,13 +47,18 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
 
 def _group(rows: Sequence[Row], total: float) -> dict[str, Any]:
     moved = sum(row["frobenius"] ** 2 for row in rows)
-    weight = sum(row["weight_norm"] ** 2 for row in rows)
+    norms = [row["weight_norm"] for row in rows]
+    weight = 0.0 if None in norms else sum(norm**2 for norm in norms)
     lows, highs = ([row["effective_rank_bounds"][side] for row in rows] for side in (0, 1))
     exact = all(row["exact"] for row in rows)
     return {
         "modules": len(rows),
         "exact": exact,
-        "largest_bound": max((row["errors"][-1]["bound"] for row in rows), default=0.0),
+        "largest_slack": max(
+            bound - error
+            for row in rows
+            for error, bound in zip(row["relative_error"], row["bound"], strict=True)
+        ),
         "share": moved / total if total else 0.0,
         "overall_relative_norm": sqrt(moved / weight) if weight else None,
         "relative_norm": _median([row["relative_norm"] for row in rows]),

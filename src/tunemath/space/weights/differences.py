@@ -20,12 +20,14 @@ from tunemath.space.weights.pairing import Pair, Pairing
 from tunemath.space.weights.reader import Weights, row_blocks
 
 __all__ = [
-    "Change",
+    "Difference",
     "Inventory",
     "as_matrices",
-    "checkpoint_changes",
+    "checkpoint_differences",
     "read_values",
     "square_norm",
+    "stored_shape",
+    "tensor_differences",
 ]
 
 _BLOCK = 128  # rows and columns that share a scale, in DeepSeek's format
@@ -33,32 +35,48 @@ _SCALES = ("_scale_inv", "_scale")
 
 
 @dataclass(frozen=True)
-class Change:
+class Difference:
     """A weight that differs: as it was, and either as it is or by how much in factors."""
 
     name: str
     """The module's name, without .weight."""
-    before: Tensor
-    """(m, n), in the dtype that it is stored in."""
+    before: Tensor | None
+    """(m, n), in the dtype that it is stored in; None where an update's base is not given."""
     after: Tensor | None = None
     """(m, n)."""
     update: Factors | Kronecker | None = None
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n), as the weight is stored."""
+        if self.update is not None:
+            return stored_shape(self.update)
+        assert self.before is not None
+        return self.before.shape[0], self.before.shape[1]
+
     def delta(self, dtype: torch.dtype, rows: slice | None = None) -> Tensor:
         """Return ΔW (m, n), or some of its rows, computed in ``dtype``."""
         part = slice(None) if rows is None else rows
-        if self.after is not None:
+        if self.update is None:
+            assert self.before is not None
+            assert self.after is not None
             return self.after[part].to(dtype) - self.before[part].to(dtype)
-        assert self.update is not None
         return torch.from_numpy(self.update.delta()[part]).to(dtype)
+
+
+def stored_shape(update: Factors | Kronecker) -> tuple[int, int]:
+    """Return the shape of the weight that an update belongs to, as it is stored."""
+    rows, columns = update.shape
+    transposed = isinstance(update, Factors) and update.transposed
+    return (columns, rows) if transposed else (rows, columns)
 
 
 @dataclass
 class Inventory:
-    """What became of all tensors; filled in as the changes are taken."""
+    """What became of all tensors; filled in as the differences are taken."""
 
-    matrices: int = 0
     unchanged: int = 0
+    """Tensors, and experts of one, that are equal."""
     vectors: list[dict[str, Any]] = field(default_factory=list)
     """Norms and biases that differ: name, ‖Δw‖, and relative to ‖w‖."""
     resized: list[dict[str, Any]] = field(default_factory=list)
@@ -76,9 +94,9 @@ class Inventory:
         self.vectors.append({"name": name, "frobenius": moved, "relative_norm": relative})
 
 
-def checkpoint_changes(
+def checkpoint_differences(
     pairing: Pairing, inventory: Inventory, tick: Callable[[int, int], None]
-) -> Iterator[Change]:
+) -> Iterator[Difference]:
     """Yield each matrix that differs, and write into ``inventory`` what became of the others.
 
     ``tick`` hears how many of how many tensors are done.
@@ -87,7 +105,7 @@ def checkpoint_changes(
     inventory.only_tuned += _weights_of(pairing.only_tuned, pairing.tuned)
     for done, pair in enumerate(pairing.pairs):
         tick(done, len(pairing.pairs))
-        yield from _changes(pairing, pair, inventory)
+        yield from _differences(pairing, pair, inventory)
     tick(len(pairing.pairs), len(pairing.pairs))
 
 
@@ -102,7 +120,7 @@ def _scaled(name: str) -> str:
     return name.removesuffix(ending) if ending else ""
 
 
-def _changes(pairing: Pairing, pair: Pair, inventory: Inventory) -> Iterator[Change]:
+def _differences(pairing: Pairing, pair: Pair, inventory: Inventory) -> Iterator[Difference]:
     if _scaled(pair.before) in pairing.base.tensors:
         return
     if not pairing.differs(pair) and not _scales_differ(pairing, pair):
@@ -110,27 +128,33 @@ def _changes(pairing: Pairing, pair: Pair, inventory: Inventory) -> Iterator[Cha
         return
     before = read_values(pairing.base, pair.before)
     after = read_values(pairing.tuned, pair.after)
+    yield from tensor_differences(pair.before, before, after, inventory)
+
+
+def tensor_differences(
+    name: str, before: Tensor, after: Tensor, inventory: Inventory
+) -> Iterator[Difference]:
+    """Yield the matrices of one tensor that differ; of two sizes the rows that both have."""
     if not (before.is_floating_point() and after.is_floating_point()):
-        inventory.not_compared.append(pair.before)
+        inventory.not_compared.append(name)
         return
-    if pair.resized:
-        shapes = {"base": list(pair.shape), "tuned": list(pair.other)}
-        inventory.resized.append({"name": pair.before, **shapes})
+    if before.shape != after.shape:
+        shapes = {"base": list(before.shape), "tuned": list(after.shape)}
+        inventory.resized.append({"name": name, **shapes})
         rows = min(before.shape[0], after.shape[0])
         before, after = before[:rows], after[:rows]
-        if torch.equal(before.double(), after.double()):
-            return
     if before.dim() < 2:
-        inventory.add_vector(pair.before, before, after)
+        if not torch.equal(before.double(), after.double()):
+            inventory.add_vector(name, before, after)
         return
-    name = pair.before.removesuffix(".weight")
+    module = name.removesuffix(".weight")
     for (each, old), (_, new) in zip(
-        as_matrices(name, before), as_matrices(name, after), strict=True
+        as_matrices(module, before), as_matrices(module, after), strict=True
     ):
-        inventory.matrices += 1
         if torch.equal(old, new) if old.dtype == new.dtype else bool((old == new).all()):
-            continue
-        yield Change(each, old, new)
+            inventory.unchanged += 1
+        else:
+            yield Difference(each, old, new)
 
 
 def as_matrices(name: str, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
