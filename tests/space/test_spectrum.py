@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 from tunemath.errors import ShapeError
 from tunemath.space import (
     effective_rank,
+    effective_rank_bounds,
     energy,
     factor_singular_values,
     stable_rank,
@@ -114,3 +115,25 @@ def test_jax_without_float64_computes_in_float32_and_says_nothing():
     expected = np.linalg.svd(b @ a, compute_uv=False)[:3]
     found = factor_singular_values(*(jax.numpy.asarray(x, jax.numpy.float32) for x in (a, b)))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@given(spectra.filter(lambda values: len(values) > 1), st.integers(1, 7))
+def test_what_the_first_values_say_of_the_effective_rank_holds(values, known):
+    values = np.sort(values)[::-1].copy()
+    known = min(known, len(values))
+    low, high = effective_rank_bounds(values[:known], float((values**2).sum()), len(values))
+    true = float(effective_rank(values))
+    assert low <= true * (1 + 1e-6)
+    assert true <= high * (1 + 1e-6)
+
+
+def test_the_bounds_of_the_effective_rank_are_met():
+    """By hand: three equal values beside two known ones, and eight beside them."""
+    low, high = effective_rank_bounds([2.0, 1.0], 8.0, 10)
+    assert low == pytest.approx(float(effective_rank([2.0, 1.0, 1.0, 1.0, 1.0])), rel=1e-12)
+    even = [2.0, 1.0, *[np.sqrt(3 / 8)] * 8]
+    assert high == pytest.approx(float(effective_rank(even)), rel=1e-12)
+    assert effective_rank_bounds([1.0, 1.0], 2.0, 2) == (pytest.approx(2.0),) * 2
+    assert effective_rank_bounds([0.0], 0.0, 4) == (0.0, 0.0)
+    with pytest.raises(ShapeError, match="0 < k ≤ size"):
+        effective_rank_bounds([1.0, 1.0], 2.0, 1)

@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from tunemath.cli import adapters, algebra, contracts, count, learn, memory, products, stages
+from tunemath.cli import (
+    adapters,
+    algebra,
+    contracts,
+    count,
+    learn,
+    memory,
+    products,
+    spectrum,
+    stages,
+)
 from tunemath.version import __version__
 
 __all__ = ["app"]
@@ -45,7 +55,8 @@ contracts.register(app)
 count.register(app)
 memory.register(app)
 stages.register(app)
+spectrum.register(app)
 adapters.register(app)
 products.register(app)
-learn.register(app)
 algebra.register(app)
+learn.register(app)

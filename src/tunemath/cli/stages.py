@@ -22,7 +22,7 @@ from tunemath.cli.options import (
 if TYPE_CHECKING:
     from tunemath.pipeline import Run
 
-__all__ = ["register"]
+__all__ = ["register", "run_stage"]
 
 _CONTRACT = Path("finetune.yaml")
 _RUNS = Path("runs")
@@ -34,7 +34,6 @@ _STAGES = {
     "train": ("training", "Train the adapter, and keep the evidence that it was done as written."),
     "evaluate": ("evaluation", "Evaluate the trained adapter on the same items."),
     "movement": ("movement", "Measure KL(tuned ‖ base) where the model answers."),
-    "spectrum": ("spectrum", "Singular values and effective rank of every update."),
     "check": ("checklist", "Judge every check on the evidence; the exit code is the verdict."),
 }
 
@@ -101,15 +100,28 @@ def _command(stage: str, product: str) -> Callable[..., None]:
         fresh: Fresh = False,
         as_json: AsJson = False,
     ) -> None:
-        run = open_run(contract, overrides, runs, fresh)
-        evidence = _advance(run, stage, quiet=stage in {"plan", "mask"})
-        if as_json:
-            print_json(evidence[product])
-        else:
-            _print(_view(stage, evidence))
-        raise typer.Exit(_exit_code(stage, evidence))
+        run_stage(stage, product, contract, overrides, runs, fresh, as_json)
 
     return command
+
+
+def run_stage(
+    stage: str,
+    product: str,
+    contract: Path,
+    overrides: list[str] | None,
+    runs: Path,
+    fresh: bool,
+    as_json: bool,
+) -> None:
+    """Run a contract up to a stage, print the stage's product, and exit with its code."""
+    run = open_run(contract, overrides, runs, fresh)
+    evidence = _advance(run, stage, quiet=stage in {"plan", "mask"})
+    if as_json:
+        print_json(evidence[product])
+    else:
+        _print(_view(stage, evidence))
+    raise typer.Exit(_exit_code(stage, evidence))
 
 
 def _report(

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from tunemath.report.ledger import (
         ledger_view,
     )
+    from tunemath.report.spectra import (
+        spectra_page,
+        spectra_view,
+    )
     from tunemath.report.stages import (
         arms_view,
         training_view,
@@ -52,6 +56,8 @@ __all__ = [
     "movement_view",
     "plan_view",
     "scorecard_view",
+    "spectra_page",
+    "spectra_view",
     "spectrum_view",
     "summary_view",
     "training_view",
@@ -69,6 +75,8 @@ _HOMES = {
     "movement_view": "terminal",
     "plan_view": "terminal",
     "scorecard_view": "terminal",
+    "spectra_page": "spectra",
+    "spectra_view": "spectra",
     "spectrum_view": "terminal",
     "summary_view": "terminal",
     "training_view": "stages",

@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import safe_open
 
 from tunemath.runner.models import load_adapter, load_base, why_not_merged
 from tunemath.runner.quiet import quiet_libraries
 from tunemath.runner.resolve import ResolvedModel
-from tunemath.space import (
-    LoraSpace,
-    UpdateSpace,
-    effective_rank,
-    energy,
-    lora_factors,
-    stable_rank,
-)
+from tunemath.space import LoraSpace, UpdateSpace, lora_factors
+from tunemath.space.weights.differences import Difference
+from tunemath.space.weights.spectra import SpectrumSettings, weight_spectra
+from tunemath.space.weights.summary import summarise
 
 __all__ = ["adapter_spectrum", "dense_spectrum", "update_spectrum"]
-
-_SHOWN = 64  # of a dense update's singular values
-_MOST = 3e8  # elements of changed weights whose singular values take minutes, not hours
 
 
 def update_spectrum(model: ResolvedModel, folder: Path, space: UpdateSpace) -> dict[str, Any]:
     """Return ``spectrum.json``: of every changed weight the singular values of ΔW, and medians.
 
-    ``skipped`` says why there are none, where the method changes no weight or the weights are many.
+    ``skipped`` says why there are none, where the method changes no weight.
     """
     if isinstance(space, LoraSpace) and space.method == "lora":
         return adapter_spectrum(model, folder)
@@ -48,13 +39,8 @@ def _skipped(why: str) -> dict[str, Any]:
 
 def adapter_spectrum(model: ResolvedModel, adapter: Path) -> dict[str, Any]:
     """Return the spectra of a saved LoRA adapter, from its factors; no ΔW is formed."""
-    norms = _WeightNorms(model)
-    return _product(
-        [
-            _module(f.name, f.singular_values(), f.shape, norms.of(f.name), shown=f.rank)
-            for f in lora_factors(adapter)
-        ]
-    )
+    weights = _Weights(model)
+    return _product(Difference(f.name, weights.of(f.name), update=f) for f in lora_factors(adapter))
 
 
 def dense_spectrum(model: ResolvedModel, folder: Path) -> dict[str, Any]:
@@ -63,82 +49,26 @@ def dense_spectrum(model: ResolvedModel, folder: Path) -> dict[str, Any]:
     base = load_base(model, device, dtype)
     with quiet_libraries():
         tuned = load_adapter(load_base(model, device, dtype), folder).merge_and_unload()
-    changed = list(_changed(base, tuned))
-    elements = sum(weight.numel() for _, weight, _ in changed)
-    if elements > _MOST:
-        return _skipped(f"{elements:.3g} changed weights are too many for exact singular values")
-    shown = min((_SHOWN, *(min(weight.shape) for _, weight, _ in changed)))
-    modules = []
-    for name, before, after in changed:
-        delta = (after.double() - before.double()).numpy()
-        values = np.linalg.svd(delta, compute_uv=False)
-        norm = float(before.double().norm())
-        modules.append(_module(name, values, delta.shape, norm, shown=shown))
-    if not modules:
+    return _product(_changed(base, tuned))
+
+
+def _product(differences: Iterable[Difference]) -> dict[str, Any]:
+    rows = list(weight_spectra(differences, SpectrumSettings(directions=0, intruders=0)))
+    if not rows:
         return _skipped("no weight of two dimensions changed")
-    return _product(modules)
+    return {"modules": rows, "summary": summarise(rows)}
 
 
-def _changed(base: Any, tuned: Any) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """Yield the name of each matrix that changed, and what it was and is."""
+def _changed(base: Any, tuned: Any) -> Iterator[Difference]:
+    """Yield each matrix that changed."""
     after = dict(tuned.named_parameters())
     for name, weight in base.named_parameters():
         if weight.dim() == 2 and not torch.equal(weight, after[name]):
-            yield name.removesuffix(".weight"), weight.detach(), after[name].detach()
+            yield Difference(name.removesuffix(".weight"), weight.detach(), after[name].detach())
 
 
-def _module(
-    name: str, values: np.ndarray, shape: tuple[int, int], weight_norm: float, shown: int
-) -> dict[str, Any]:
-    layer = re.search(r"\.(\d+)\.", name)
-    norm = float(np.linalg.norm(values))
-    shares = energy(values)
-    return {
-        "name": name,
-        "target": name.rpartition(".")[2],
-        "layer": int(layer[1]) if layer else None,
-        "shape": [int(size) for size in shape],
-        "rank": len(values),
-        "singular_values": [float(value) for value in values[:shown]],
-        "energy": [float(share) for share in shares[:shown]],
-        "rank_for_90_percent": int(np.argmax(np.asarray(shares) >= 0.9)) + 1,
-        "effective_rank": float(effective_rank(values)),
-        "stable_rank": float(stable_rank(values)),
-        "frobenius": norm,
-        "relative_norm": norm / weight_norm,
-    }
-
-
-def _product(modules: list[dict[str, Any]]) -> dict[str, Any]:
-    # Of a matrix with fewer rows than the rank there are fewer values; together they are all.
-    longest = max(len(module["energy"]) for module in modules)
-    energies = [
-        [*module["energy"], *module["energy"][-1:] * (longest - len(module["energy"]))]
-        for module in modules
-    ]
-    targets = sorted({module["target"] for module in modules})
-    summary = {
-        "median_effective_rank": float(np.median([m["effective_rank"] for m in modules])),
-        "rank_for_90_percent": float(np.median([m["rank_for_90_percent"] for m in modules])),
-        "energy": np.median(energies, axis=0).tolist(),
-        "by_target": [
-            {
-                "target": target,
-                "median_effective_rank": _median(modules, target, "effective_rank"),
-                "relative_norm": _median(modules, target, "relative_norm"),
-            }
-            for target in targets
-        ],
-    }
-    return {"modules": modules, "summary": summary}
-
-
-def _median(modules: list[dict[str, Any]], target: str, key: str) -> float:
-    return float(np.median([module[key] for module in modules if module["target"] == target]))
-
-
-class _WeightNorms:
-    """Frobenius norms of base weights, read one tensor at a time where the files name it."""
+class _Weights:
+    """Base weights by the live model's names, read one at a time where the files name them."""
 
     def __init__(self, model: ResolvedModel) -> None:
         self.model = model
@@ -148,14 +78,14 @@ class _WeightNorms:
             with safe_open(path, framework="pt") as file:
                 self.files |= dict.fromkeys(file.keys(), path)
 
-    def of(self, module: str) -> float:
-        """Return ‖W‖_F of a module's weight."""
+    def of(self, module: str) -> torch.Tensor:
+        """Return a module's weight, its axes after the first taken together."""
         name: str | None = f"{module}.weight"
         if name not in self.files:  # a checkpoint of the bare body leaves the first part out
             name = next((key for key in self.files if f"{module}.weight".endswith(f".{key}")), None)
         if name is None:  # a tied head, or a weight that transformers renames as it loads
             if self.live is None:
                 self.live = load_base(self.model, torch.device("cpu"), torch.float32)
-            return float(self.live.get_submodule(module).weight.detach().double().norm())
+            return self.live.get_submodule(module).weight.detach().flatten(1)
         with safe_open(self.files[name], framework="pt") as file:
-            return float(file.get_tensor(name).double().norm())
+            return file.get_tensor(name).flatten(1)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tunemath.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from tunemath.space.angles import principal_angles, subspace_overlap
     from tunemath.space.blueprint import Blueprint, Module, read_blueprint
     from tunemath.space.checkpoint import TensorHeader, read_tensor_headers
     from tunemath.space.count import (
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from tunemath.space.coverage import Coverage, coverage_of
     from tunemath.space.delta import lora_delta
     from tunemath.space.factors import Factors, lora_factors
+    from tunemath.space.intruders import Intruders, intruder_dimensions
     from tunemath.space.ledger import Ledger
     from tunemath.space.lowrank import LowRank, low_rank
     from tunemath.space.methods import blocks_of, change_of, ledger_of, peft_settings
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     )
     from tunemath.space.spectrum import (
         effective_rank,
+        effective_rank_bounds,
         energy,
         factor_singular_values,
         stable_rank,
@@ -51,6 +54,7 @@ __all__ = [
     "Change",
     "Coverage",
     "Factors",
+    "Intruders",
     "LastLayersSpace",
     "Ledger",
     "LoraSpace",
@@ -66,8 +70,10 @@ __all__ = [
     "change_of",
     "coverage_of",
     "effective_rank",
+    "effective_rank_bounds",
     "energy",
     "factor_singular_values",
+    "intruder_dimensions",
     "ledger_of",
     "lora_delta",
     "lora_factors",
@@ -77,10 +83,12 @@ __all__ = [
     "parse_space",
     "peft_settings",
     "prefix_parameter_count",
+    "principal_angles",
     "read_blueprint",
     "read_space",
     "read_tensor_headers",
     "stable_rank",
+    "subspace_overlap",
 ]
 
 _HOMES = {
@@ -90,6 +98,7 @@ _HOMES = {
     "Change": "peft",
     "Coverage": "coverage",
     "Factors": "factors",
+    "Intruders": "intruders",
     "LastLayersSpace": "record",
     "Ledger": "ledger",
     "LoraSpace": "record",
@@ -105,8 +114,10 @@ _HOMES = {
     "change_of": "methods",
     "coverage_of": "coverage",
     "effective_rank": "spectrum",
+    "effective_rank_bounds": "spectrum",
     "energy": "spectrum",
     "factor_singular_values": "spectrum",
+    "intruder_dimensions": "intruders",
     "ledger_of": "methods",
     "lora_delta": "delta",
     "lora_parameter_count": "count",
@@ -116,10 +127,12 @@ _HOMES = {
     "parse_space": "record",
     "peft_settings": "methods",
     "prefix_parameter_count": "count",
+    "principal_angles": "angles",
     "read_blueprint": "blueprint",
     "read_space": "record",
     "read_tensor_headers": "checkpoint",
     "stable_rank": "spectrum",
+    "subspace_overlap": "angles",
 }
 
 

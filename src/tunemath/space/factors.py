@@ -21,7 +21,15 @@ from tunemath.space.peft.config import AdapterConfig
 from tunemath.space.peft.names import pattern_value
 from tunemath.space.spectrum import factor_singular_values
 
-__all__ = ["MOVES_BASE", "Factors", "lora_factors", "lora_scale", "not_a_product"]
+__all__ = [
+    "MOVES_BASE",
+    "Factors",
+    "lora_factors",
+    "lora_scale",
+    "nonzero",
+    "not_a_product",
+    "read_matrix",
+]
 
 _WEIGHTS = "adapter_model.safetensors"
 _CONFIG = "adapter_config.json"
@@ -43,9 +51,11 @@ class Factors:
     A: np.ndarray
     """(r, d_in); a convolution's d_in is channels × kernel, an embedding's the vocabulary."""
     B: np.ndarray
-    """(d_out, r); ΔW of an embedding is the transpose of their product."""
+    """(d_out, r)."""
     scale: float
     """s of ΔW = s·B A."""
+    transposed: bool = False
+    """Whether the weight is stored as (d_in, d_out): an embedding, or GPT-2's Conv1D."""
 
     @property
     def rank(self) -> int:
@@ -54,13 +64,37 @@ class Factors:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(d_out, d_in) of ΔW."""
+        """(d_out, d_in) of s·B A."""
         return self.B.shape[0], self.A.shape[1]
 
     def singular_values(self) -> np.ndarray:
         """Return those of ΔW, (min(r, d_out, d_in),) float64, descending."""
         a, b = (factor.astype(np.float64) for factor in (self.A, self.B))
         return np.asarray(factor_singular_values(a, b, self.scale))
+
+    def delta(self) -> np.ndarray:
+        """Return ΔW as the weight is stored, its axes after the first taken together; float32."""
+        a, b = (factor.astype(np.float32) for factor in (self.A, self.B))
+        product = np.float32(self.scale) * (b @ a)
+        return product.T if self.transposed else product
+
+    def directions(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the first left (m, k) and right (n, k) singular vectors of ΔW as it is stored.
+
+        k is at most ``count``, and the number of singular values that differ from zero.
+        """
+        (q_out, r_out), (q_in, r_in) = (
+            np.linalg.qr(factor.astype(np.float64)) for factor in (self.B, self.A.T)
+        )
+        u, values, vh = np.linalg.svd(self.scale * (r_out @ r_in.T))
+        k = min(count, nonzero(values))
+        left, right = q_out @ u[:, :k], q_in @ vh[:k].T
+        return (right, left) if self.transposed else (left, right)
+
+
+def nonzero(values: np.ndarray) -> int:
+    """Return how many descending singular values are more than rounding."""
+    return int(np.sum(values > 1e-12 * values[0])) if len(values) else 0
 
 
 def lora_factors(adapter: Path) -> Iterator[Factors]:
@@ -82,13 +116,14 @@ def lora_factors(adapter: Path) -> Iterator[Factors]:
         partner = re.sub(r"A(\.weight)?$", r"B\1", key)
         if partner not in tensors:
             raise ModelError(f"{adapter / _WEIGHTS} has {key} without {partner}; it is damaged")
-        a, b = (_matrix(adapter, tensors[each]) for each in (key, partner))
+        a, b = (read_matrix(adapter, tensors[each]) for each in (key, partner))
         if a.shape[0] != b.shape[1]:
             raise ModelError(
                 f"{adapter / _WEIGHTS}: {key} {a.shape} and {partner} {b.shape} do not go "
                 "together; expected (r, d_in) and (d_out, r)"
             )
-        yield Factors(name, a, b, lora_scale(config, name, len(a)))
+        transposed = "embedding" in key or bool(config["fan_in_fan_out"])
+        yield Factors(name, a, b, lora_scale(config, name, len(a)), transposed)
 
 
 def not_a_product(config: AdapterConfig) -> str:
@@ -108,7 +143,8 @@ def not_a_product(config: AdapterConfig) -> str:
     return ""
 
 
-def _matrix(folder: Path, header: TensorHeader) -> np.ndarray:
+def read_matrix(folder: Path, header: TensorHeader) -> np.ndarray:
+    """Return a stored tensor as a matrix, its axes after the first taken together."""
     array = read_array(folder, header)
     return array.reshape(array.shape[0], -1)
 

@@ -6,14 +6,16 @@ not zero; how evenly they are spread says how much of the rank was used.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from tunemath.arrays import float_dtype, known, numeric, plain
+from tunemath.arrays import float_dtype, known, number, numeric, plain
 from tunemath.errors import ShapeError
 from tunemath.space.delta import check_factors
 
 __all__ = [
     "effective_rank",
+    "effective_rank_bounds",
     "energy",
     "factor_singular_values",
     "stable_rank",
@@ -69,6 +71,46 @@ def effective_rank(singular_values: Any) -> Any:
     p = s / xp.where(total > 0, total, 1.0)
     entropy = -xp.sum(p * xp.log(xp.where(p > 0, p, 1.0)), axis=-1)
     return plain(xp.where(total[..., 0] > 0, xp.exp(entropy), 0.0))
+
+
+def effective_rank_bounds(
+    singular_values: Any, square_sum: float, size: int
+) -> tuple[float, float]:
+    """Return between what the effective rank lies where only the first singular values are known.
+
+    Let τ be the last of the k known values and R² what they leave of the sum of squares. The
+    unknown ones are at most τ each. Their entropy, and with it the whole, is largest when R² is
+    spread evenly over all ``size − k`` of them, and least when it is in values of τ, ``R² / τ²``
+    of them (a fraction counts as such; one, of size R, where R < τ).
+
+    ``singular_values`` (k,), descending; ``square_sum`` is Σ σ² of all; ``size`` is how many there
+    are. The known values are taken as exact. Returns both bounds, equal where none is unknown.
+
+    >>> low, high = effective_rank_bounds([2.0, 1.0], square_sum=7.0, size=6)
+    >>> float(effective_rank([2.0, 1.0, 1.0, 1.0])) == low, high > low
+    (True, True)
+    """
+    _, s = numeric(singular_values)
+    if s.ndim != 1 or not 0 < s.shape[0] <= size:
+        raise ShapeError(f"{tuple(s.shape)} singular values of {size}; expected (k,), 0 < k ≤ size")
+    known_values = [number(value) for value in s]
+    rest = square_sum - math.fsum(value * value for value in known_values)
+    more, last = size - len(known_values), known_values[-1]
+    exact = number(effective_rank(s))
+    if more == 0 or last == 0 or rest <= 0:
+        return exact, exact
+    fewest = min(float(more), rest / last**2)
+    lower = (fewest, last) if fewest > 1 else (1.0, math.sqrt(rest))
+    spread = (float(more), math.sqrt(rest / more))
+    low, high = (_with_equal(known_values, *each) for each in (lower, spread))
+    return min(low, high), high
+
+
+def _with_equal(values: list[float], count: float, value: float) -> float:
+    """Return the effective rank of values and of ``count`` more that are equal."""
+    total = math.fsum(values) + count * value
+    terms = [(1.0, each) for each in values if each > 0] + [(count, value)]
+    return math.exp(-math.fsum(n * v / total * math.log(v / total) for n, v in terms))
 
 
 def stable_rank(singular_values: Any) -> Any:

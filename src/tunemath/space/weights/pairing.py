@@ -10,7 +10,7 @@ import torch
 from tunemath.errors import ModelError
 from tunemath.space.weights.reader import Weights, row_blocks
 
-__all__ = ["Pair", "Pairing", "pair_up"]
+__all__ = ["Pair", "Pairing", "bare_name", "pair_up"]
 
 _PREFIXES = ("model.", "transformer.", "language_model.", "base_model.")
 
@@ -65,11 +65,11 @@ def pair_up(base: Path, tuned: Path) -> Pairing:
     that differ in more than the number of rows.
     """
     first, second = Weights(base), Weights(tuned)
-    bare = {_bare(name): name for name in second.tensors}
+    bare = {bare_name(name): name for name in second.tensors}
     pairs, only_base = [], []
     taken = set()
     for name, header in first.tensors.items():
-        other = name if name in second.tensors else bare.get(_bare(name))
+        other = name if name in second.tensors else bare.get(bare_name(name))
         if other is None:
             only_base.append(name)
             continue
@@ -90,7 +90,8 @@ def pair_up(base: Path, tuned: Path) -> Pairing:
     return Pairing(first, second, tuple(pairs), tuple(only_base), rest)
 
 
-def _bare(name: str) -> str:
+def bare_name(name: str) -> str:
+    """Return a tensor's name without the parts that only some ways to store a model have."""
     for prefix in _PREFIXES:
         name = name.removeprefix(prefix)
     return name
