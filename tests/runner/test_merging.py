@@ -60,7 +60,7 @@ OTHERS = {
     "dora": ("LORA", {**ALL, "use_dora": True}),
     "dora-one-layer": ("LORA", {"layers_to_transform": [1], "use_dora": True}),
     "adalora": ("ADALORA", {"init_r": 4, "total_step": 10}),
-    "ia3": ("IA3", {"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]}),
+    "ia3": ("IA3", {"target_modules": ["down_proj"], "feedforward_modules": ["down_proj"]}),
     "loha": ("LOHA", {"r": 3}),
     "lokr": ("LOKR", {"r": 3}),
     "oft": ("OFT", {"r": 0, "oft_block_size": 8}),
@@ -174,8 +174,8 @@ def test_the_record_names_base_and_adapter_and_merging_twice_is_refused(tmp_path
         weights_hash(tmp_path / "adapter"),
     ]
     assert record.proof["adapter_vs_reloaded_merged"]["kl"] < 1e-6
-    with pytest.raises(ModelError, match="merged into .*out already, and would be applied twice"):
-        again = resolved(tmp_path / "out")
+    again = resolved(tmp_path / "out")
+    with pytest.raises(ModelError, match=r"merged into .*out already, and would be applied twice"):
         merge_update(again, tmp_path / "adapter", tmp_path / "twice", MergeOptions())
     assert not (tmp_path / "twice").exists()
 
@@ -186,9 +186,9 @@ def test_another_base_than_the_one_trained_on_is_refused_by_both_names(tmp_path)
     source = Source("base", "the-right-one", weights_hash(tmp_path / "base"))
     Provenance("train", (source,)).write(tmp_path / "adapter")
     save_base(tmp_path / "other", dtype=torch.float16)
+    other = resolved(tmp_path / "other")
     with pytest.raises(ModelError, match=r"trained on the-right-one with .* other weights"):
-        base = resolved(tmp_path / "other")
-        merge_update(base, tmp_path / "adapter", tmp_path / "out", MergeOptions())
+        merge_update(other, tmp_path / "adapter", tmp_path / "out", MergeOptions())
     base = resolved(tmp_path / "base")
     proof = merge_update(base, tmp_path / "adapter", tmp_path / "out", MergeOptions())
     assert proof["base"]["trained_on"] == proof["base"]["sha256"]
@@ -204,8 +204,8 @@ def test_another_base_than_the_one_trained_on_is_refused_by_both_names(tmp_path)
 def test_what_cannot_be_merged_is_refused_with_the_reason(tmp_path, peft_type, options, message):
     save_base(tmp_path / "base")
     save_adapter(tmp_path / "adapter", tmp_path / "base", peft_type, **options)
+    base = resolved(tmp_path / "base")
     with pytest.raises(ModelError, match=message):
-        base = resolved(tmp_path / "base")
         merge_update(base, tmp_path / "adapter", tmp_path / "out", MergeOptions())
     assert not (tmp_path / "out").exists()
 
@@ -214,9 +214,9 @@ def test_a_product_that_answers_otherwise_is_not_written(tmp_path, monkeypatch):
     from tunemath.runner import verifying
 
     monkeypatch.setitem(verifying.TOLERANCES, "float32", 0.0)
-    with pytest.raises(ModelError, match="differs from the adapter by .* nothing was written"):
+    with pytest.raises(ModelError, match=r"differs from the adapter by .* nothing was written"):
         merged(tmp_path, "llama", ALL)
     assert not (tmp_path / "out").exists()
+    base = resolved(tmp_path / "base")
     with pytest.raises(RunError, match="exists already"):
-        base = resolved(tmp_path / "base")
         merge_update(base, tmp_path / "adapter", tmp_path / "base", MergeOptions())

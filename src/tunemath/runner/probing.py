@@ -36,6 +36,8 @@ _TEXTS = (
 _LONGEST = 48
 _NUMBERS = 2**23
 """The most logits that are kept, in all."""
+_AT_ONCE = 2**24
+"""The most logits of one pass."""
 
 
 def probe_rows(folder: Path, vocabulary: int) -> tuple[list[Row], str]:
@@ -77,16 +79,33 @@ def probe_logits(model: Any, rows: Sequence[Row], cast: Cast | None = None) -> T
 def _logits(model: Any, rows: Sequence[Row]) -> Iterator[Tensor]:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     some = "logits_to_keep" in inspect.signature(base.forward).parameters
-    left = max(len(rows), _NUMBERS // base.config.get_text_config().vocab_size)
-    each = max(1, left // max(1, len(rows)))
-    for ids, supervised in rows:
-        places = [at - 1 for at, counts in enumerate(supervised) if counts and at][:each]
-        index = torch.tensor(places, dtype=torch.long)
-        inputs = torch.tensor([list(ids)])
-        if some:
-            yield model(input_ids=inputs, logits_to_keep=index).logits[0].float()
-        else:
-            yield model(input_ids=inputs).logits[0, index].float()
+    vocabulary = base.config.get_text_config().vocab_size
+    each = max(1, _NUMBERS // vocabulary // max(1, len(rows)))
+    # Casting costs once a pass, so as many rows share one as their logits allow.
+    widest = max(len(ids) for ids, _ in rows)
+    together = max(1, _AT_ONCE // vocabulary // widest)
+    for start in range(0, len(rows), together):
+        batch = rows[start : start + together]
+        places = [
+            [at - 1 for at, counts in enumerate(supervised) if counts and at][:each]
+            for _, supervised in batch
+        ]
+        kept = sorted(set().union(*places))
+        ids, mask = _padded([ids for ids, _ in batch])
+        options = {"logits_to_keep": torch.tensor(kept)} if some else {}
+        logits = model(input_ids=ids, attention_mask=mask, **options).logits
+        for row, wanted in enumerate(places):
+            yield logits[row, [kept.index(p) if some else p for p in wanted]].float()
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Return ids (B, T), zeros to the right of shorter rows, and the mask of what is real."""
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = torch.tensor(list(row))
+        mask[place, : len(row)] = 1
+    return ids, mask
 
 
 @contextmanager
