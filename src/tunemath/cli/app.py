@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tunemath.cli import adapters, contracts, count, memory, stages
+from tunemath.cli import adapters, contracts, count, memory, rank, stages
 from tunemath.version import __version__
 
 __all__ = ["app"]
@@ -46,3 +46,4 @@ count.register(app)
 memory.register(app)
 stages.register(app)
 adapters.register(app)
+rank.register(app)

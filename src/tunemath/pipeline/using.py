@@ -12,7 +12,7 @@ from tunemath.mask import Message, encode_prompt
 from tunemath.pipeline.run import Run
 from tunemath.storage import storage_errors
 
-__all__ = ["ask", "merge"]
+__all__ = ["ask", "merge", "need_update"]
 
 _PROBES = 8
 _CARRIED = (
@@ -35,7 +35,7 @@ def ask(run: Run, prompt: str, system: str | None = None) -> dict[str, str]:
     from tunemath.runner.answering import generate
     from tunemath.runner.models import choose_device, load_adapter, load_base
 
-    _need_adapter(run)
+    need_update(run)
     system = run.folder.read("plan.json")["data"]["shared_system"] if system is None else system
     messages = [Message("system", system)] if system else []
     ids = encode_prompt(run.template, run.tokenizer, [*messages, Message("user", prompt)])
@@ -65,7 +65,7 @@ def merge(run: Run, out: Path | None = None) -> dict[str, Any]:
     from tunemath.runner.merging import write_merged
     from tunemath.runner.models import why_not_merged
 
-    _need_adapter(run)
+    need_update(run)
     why = why_not_merged(run.contract.space)
     if why is not None:
         raise ModelError(f"nothing to merge: {why}; deploy {run.update} beside the base")
@@ -97,6 +97,7 @@ def merge(run: Run, out: Path | None = None) -> dict[str, Any]:
     return {"folder": str(folder), **proof}
 
 
-def _need_adapter(run: Run) -> None:
+def need_update(run: Run) -> None:
+    """Refuse a run that has trained nothing yet."""
     if run.folder.recorded("train") is None:
         raise RunError(f"{run.folder.path} has no trained adapter yet; `tunemath run` trains it")

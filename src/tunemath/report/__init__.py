@@ -26,9 +26,20 @@ if TYPE_CHECKING:
     from tunemath.report.ledger import (
         ledger_view,
     )
+    from tunemath.report.rank_figures import (
+        rank_figures,
+    )
+    from tunemath.report.ranks import (
+        rank_advice,
+        rank_page,
+        rank_view,
+    )
     from tunemath.report.stages import (
         arms_view,
         training_view,
+    )
+    from tunemath.report.svg import (
+        standalone_svg,
     )
     from tunemath.report.terminal import (
         checklist_view,
@@ -51,8 +62,13 @@ __all__ = [
     "model_card",
     "movement_view",
     "plan_view",
+    "rank_advice",
+    "rank_figures",
+    "rank_page",
+    "rank_view",
     "scorecard_view",
     "spectrum_view",
+    "standalone_svg",
     "summary_view",
     "training_view",
 ]
@@ -68,8 +84,13 @@ _HOMES = {
     "model_card": "card",
     "movement_view": "terminal",
     "plan_view": "terminal",
+    "rank_advice": "ranks",
+    "rank_figures": "rank_figures",
+    "rank_page": "ranks",
+    "rank_view": "ranks",
     "scorecard_view": "terminal",
     "spectrum_view": "terminal",
+    "standalone_svg": "svg",
     "summary_view": "terminal",
     "training_view": "stages",
 }

@@ -1,0 +1,266 @@
+"""Which rank an update needed: its curves over rank, of the whole model and of each block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tunemath.errors import ContractError
+from tunemath.evaluation import (
+    STILL,
+    Difference,
+    Interval,
+    bootstrap_ratio,
+    judge_rank,
+    lost_movement,
+    needed_rank,
+    paired_difference,
+    wilson_interval,
+)
+from tunemath.findings import Status
+from tunemath.pipeline.points import BASE, WHOLE, Point, Points, Subject, update_hash
+from tunemath.report.text import count, duration
+
+__all__ = ["RankOptions", "measure_ranks"]
+
+_FEW = (1, 2, 3, 4, 6, 8, 12)
+_DOUBLED = (1, 2, 4, 8, 16, 32, 64, 128)
+_FINE = 16  # the rank up to which the few are asked for, and not the powers of two
+
+
+@dataclass(frozen=True)
+class RankOptions:
+    """What is measured, and what a rank has to keep."""
+
+    ranks: tuple[int, ...] | None = None
+    """Ranks beside 0 and the whole; None for some up to the whole, closer together where small."""
+    full: bool = False
+    """Whether blocks are scored too, and not only measured by KL."""
+    margin: float = 0.05
+    """How much of the score may be lost (0.05 is five points)."""
+    share: float = 0.05
+    """How much of KL(tuned ‖ base) may be lost."""
+    bootstraps: int = 10_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("margin", "share"):
+            if not 0 < getattr(self, name) < 1:
+                raise ContractError(
+                    f"--{name} is {getattr(self, name):g}; give a share between 0 and 1, as 0.05"
+                )
+        if self.ranks is not None and (not self.ranks or min(self.ranks) < 1):
+            raise ContractError("--ranks are whole numbers of 1 or more, as in 1,2,4,8")
+
+    @property
+    def most(self) -> int:
+        """The largest rank at which a cut may be asked for."""
+        return max(self.ranks or _DOUBLED)
+
+    def chosen(self, whole: int) -> list[int]:
+        """Return the ranks to be measured of an update whose rank is ``whole``, from 0."""
+        asked = self.ranks or (_FEW if whole <= _FINE else _DOUBLED)
+        return [0, *sorted({rank for rank in asked if rank < whole})]
+
+
+def measure_ranks(
+    subject: Subject,
+    folder: Path,
+    options: RankOptions,
+    progress: Any,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Measure a subject's curves and return ``rank.json``; what was measured before is taken.
+
+    ``progress`` has ``started(stage, skipped)`` and is called with what is done; ``say`` is told
+    once how long the rest will take.
+    """
+    points = Points(subject, folder / "points", options.most, progress)
+    scored = subject.questions is not None
+    progress.started("update", False)
+    update = points.update()
+    ranks, blocks = options.chosen(update["rank"]), list(update["blocks"])
+    curves: dict[str | None, list[tuple[int, Point]]] = {
+        None: [(rank, _all_blocks(rank, blocks)) for rank in ranks]
+    }
+    if len(blocks) > 1:
+        curves |= {
+            block: [(r, Point(f"{block}-{r}", {block: r})) for r in ranks] for block in blocks
+        }
+    progress.started("base and whole", False)
+    for point in (BASE, WHOLE):
+        points.movement(point)
+        _ = scored and points.score(point)
+    _plan(points, curves, scored, options.full, say)
+    judge = _Judge(points, options, scored)
+    found = []
+    for block, line in curves.items():
+        progress.started(block or "whole model", False)
+        with_score = scored and (block is None or options.full)
+        share = options.share if block is None else options.share / len(blocks)
+        rows = []
+        for done, (rank, point) in enumerate(line):
+            progress("ranks", done, len(line))
+            held = _energy(update, blocks if block is None else [block], rank)
+            rows.append({"rank": rank, "energy": held, **judge.row(point, share, with_score)})
+        rows.append({"rank": update["rank"], "energy": 1.0, **judge.row(WHOLE, share, with_score)})
+        found.append({"block": block, "points": rows, **_needed(rows, judge.still)})
+    together = None
+    if len(blocks) > 1 and not judge.still:
+        progress.started("blocks together", False)
+        together = _together(found[1:], judge, options.share, scored)
+    return {
+        "base": subject.base.id,
+        "update": {
+            "path": str(subject.update),
+            "sha256": update_hash(subject.update),
+            **{key: update[key] for key in ("source", "rank", "uncut")},
+            "matrices": sum(block["matrices"] for block in update["blocks"].values()),
+            "blocks": _blocks(update),
+        },
+        "sets": {
+            name: {"items": len(asked.answers), "positions": sum(map(len, asked.answers))}
+            for name, asked in subject.asked.items()
+        },
+        "unit": "nats per answer token",
+        "confidence": 0.95,
+        "bootstraps": options.bootstraps,
+        "share": options.share,
+        "margin": options.margin,
+        "moved": judge.moved(),
+        "at_base": judge.row(BASE, options.share, scored),
+        "curves": found,
+        "together": together,
+    }
+
+
+def _all_blocks(rank: int, blocks: Sequence[str]) -> Point:
+    return Point(f"rank-{rank}", dict.fromkeys(blocks, rank))
+
+
+def _plan(
+    points: Points,
+    curves: Mapping[str | None, list[tuple[int, Point]]],
+    scored: bool,
+    full: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Say how many points there are to measure, and about how long that will take."""
+    whole, *blocks = [[point for _, point in line] for line in curves.values()]
+    of_blocks = [point for line in blocks for point in line]
+    seconds = points.seconds(whole, scored) + points.seconds(of_blocks, scored and full)
+    if seconds > 0:
+        text = f"{count(len(whole))} ranks of the whole model"
+        if of_blocks:
+            text += f" and {count(len(of_blocks))} of its blocks"
+        say(f"{text}: about {duration(seconds)} from here")
+
+
+class _Judge:
+    """Points as rows of the product: pooled KL with intervals, scores, and what they say."""
+
+    def __init__(self, points: Points, options: RankOptions, scored: bool) -> None:
+        self.points = points
+        self.options = options
+        self.first = points.subject.first
+        self.still = False
+        moved = self.moved()[self.first]["kl"]
+        self.still = moved <= STILL
+
+    def moved(self) -> dict[str, Any]:
+        """Return KL(tuned ‖ base) of each set."""
+        sets = self.points.movement(BASE)["sets"]
+        return {name: self._pooled(name, found["tuned_cut"]) for name, found in sets.items()}
+
+    def row(self, point: Point, share: float, scored: bool) -> dict[str, Any]:
+        """Return a point's movement by set, its score, and whether it keeps both."""
+        sets = self.points.movement(point)["sets"]
+        base = self.points.movement(BASE)["sets"]
+        row: dict[str, Any] = {"sets": {}, "score": None, "status": None}
+        for name, found in sets.items():
+            row["sets"][name] = {
+                "kl_cut_base": self._pooled(name, found["cut_base"]),
+                "kl_tuned_cut": self._pooled(name, found["tuned_cut"]),
+                "lost": None
+                if self.still
+                else asdict(self._lost(found["tuned_cut"], base[name]["tuned_cut"])),
+            }
+        difference = None
+        if scored:
+            row["score"], difference = self._scored(point)
+        lost = row["sets"][self.first]["lost"]
+        if point == WHOLE:
+            row["status"] = Status.PASS.value  # what all others are held against
+        elif lost is not None:
+            judged = judge_rank(Interval(**lost), difference, share, self.options.margin)
+            row["status"] = judged.value
+        return row
+
+    def _pooled(self, name: str, sums: Sequence[float]) -> dict[str, float]:
+        """Return Σ KL / Σ positions with its bootstrap interval over items."""
+        positions = [len(answer) for answer in self.points.subject.asked[name].answers]
+        options = self.options
+        found = bootstrap_ratio(sums, positions, resamples=options.bootstraps, seed=options.seed)
+        return {"kl": found.estimate, "low": found.low, "high": found.high}
+
+    def _lost(self, cut: Sequence[float], moved: Sequence[float]) -> Interval:
+        return lost_movement(cut, moved, self.options.bootstraps, self.options.seed)
+
+    def _scored(self, point: Point) -> tuple[dict[str, Any], Difference]:
+        own, whole = self.points.score(point)["items"], self.points.score(WHOLE)["items"]
+        scores = [row["score"] for row in own]
+        interval = wilson_interval(sum(scores), len(scores))
+        difference = paired_difference(scores, [row["score"] for row in whole])
+        return {
+            "correct": sum(scores),
+            "items": len(scores),
+            "score": interval.estimate,
+            "low": interval.low,
+            "high": interval.high,
+            "less_whole": asdict(difference),
+        }, difference
+
+
+def _energy(update: Mapping[str, Any], blocks: Sequence[str], rank: int) -> float:
+    """Return the share of ‖ΔW‖² of some blocks that their first directions hold."""
+    parts = [update["blocks"][block] for block in blocks]
+    held = sum(part["total"] * part["energy"][rank] for part in parts)
+    return held / sum(part["total"] for part in parts)
+
+
+def _blocks(update: Mapping[str, Any]) -> dict[str, Any]:
+    """Return of each block its share of ‖ΔW‖², its matrices, and the names of their modules."""
+    total = sum(part["total"] for part in update["blocks"].values())
+    return {
+        block: {
+            "energy": part["total"] / total,
+            "matrices": part["matrices"],
+            "targets": part["targets"],
+        }
+        for block, part in update["blocks"].items()
+    }
+
+
+def _needed(rows: Sequence[Mapping[str, Any]], still: bool) -> dict[str, Any]:
+    """Return the smallest rank that suffices, and the smaller ones that may."""
+    if still:
+        return {"needed": None, "undecided": []}
+    judged = {row["rank"]: Status(row["status"]) for row in rows}
+    needed = needed_rank(judged)
+    open_ = (r for r, status in judged.items() if status is Status.INSUFFICIENT_EVIDENCE)
+    return {
+        "needed": needed,
+        "undecided": [rank for rank in open_ if needed is None or rank < needed],
+    }
+
+
+def _together(
+    curves: Sequence[Mapping[str, Any]], judge: _Judge, share: float, scored: bool
+) -> dict[str, Any]:
+    """Measure the model with each block cut at the rank that it needs."""
+    cut = {curve["block"]: curve["needed"] for curve in curves}
+    names = "-".join(str(rank) for rank in cut.values())
+    row = judge.row(Point(f"together-{names}", cut), share, scored)
+    return {"ranks": cut, **row}
