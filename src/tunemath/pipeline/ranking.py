@@ -83,7 +83,7 @@ def measure_ranks(
     update = points.update()
     ranks, blocks = options.chosen(update["rank"]), list(update["blocks"])
     curves: dict[str | None, list[tuple[int, Point]]] = {
-        None: [(rank, _all_blocks(rank, blocks)) for rank in ranks]
+        None: [(rank, _of_all(rank, update)) for rank in ranks]
     }
     if len(blocks) > 1:
         curves |= {
@@ -103,14 +103,26 @@ def measure_ranks(
         rows = []
         for done, (rank, point) in enumerate(line):
             progress("ranks", done, len(line))
-            held = _energy(update, blocks if block is None else [block], rank)
-            rows.append({"rank": rank, "energy": held, **judge.row(point, share, with_score)})
+            cut = dict.fromkeys(blocks if block is None else [block], rank)
+            rows.append(
+                {
+                    "rank": rank,
+                    "energy": _energy(update, cut),
+                    **judge.row(point, share, with_score),
+                }
+            )
         rows.append({"rank": update["rank"], "energy": 1.0, **judge.row(WHOLE, share, with_score)})
         found.append({"block": block, "points": rows, **_needed(rows, judge.still)})
     together = None
     if len(blocks) > 1 and not judge.still:
         progress.started("blocks together", False)
-        together = _together(found[1:], judge, options.share, scored)
+        cut = {curve["block"]: curve["needed"] for curve in found[1:]}
+        point = Point("together-" + "-".join(map(str, cut.values())), cut)
+        together = {
+            "ranks": cut,
+            "energy": _energy(update, cut),
+            **judge.row(point, options.share, scored),
+        }
     return {
         "base": subject.base.id,
         "update": {
@@ -136,8 +148,11 @@ def measure_ranks(
     }
 
 
-def _all_blocks(rank: int, blocks: Sequence[str]) -> Point:
-    return Point(f"rank-{rank}", dict.fromkeys(blocks, rank))
+def _of_all(rank: int, update: Mapping[str, Any]) -> Point:
+    """Return the model with every block cut at a rank; the base itself where nothing is left."""
+    if not (rank or update["uncut"]):
+        return BASE
+    return Point(f"rank-{rank}", dict.fromkeys(update["blocks"], rank))
 
 
 def _plan(
@@ -223,11 +238,14 @@ class _Judge:
         }, difference
 
 
-def _energy(update: Mapping[str, Any], blocks: Sequence[str], rank: int) -> float:
-    """Return the share of ‖ΔW‖² of some blocks that their first directions hold."""
-    parts = [update["blocks"][block] for block in blocks]
-    held = sum(part["total"] * part["energy"][rank] for part in parts)
-    return held / sum(part["total"] for part in parts)
+def _energy(update: Mapping[str, Any], ranks: Mapping[str, int]) -> float:
+    """Return the share of ‖ΔW‖² of some blocks that each one's first directions hold."""
+    parts = [(update["blocks"][block], rank) for block, rank in ranks.items()]
+    held = sum(
+        part["total"] * (1.0 if rank >= update["rank"] else part["energy"][rank])
+        for part, rank in parts
+    )
+    return held / sum(part["total"] for part, _ in parts)
 
 
 def _blocks(update: Mapping[str, Any]) -> dict[str, Any]:
@@ -254,13 +272,3 @@ def _needed(rows: Sequence[Mapping[str, Any]], still: bool) -> dict[str, Any]:
         "needed": needed,
         "undecided": [rank for rank in open_ if needed is None or rank < needed],
     }
-
-
-def _together(
-    curves: Sequence[Mapping[str, Any]], judge: _Judge, share: float, scored: bool
-) -> dict[str, Any]:
-    """Measure the model with each block cut at the rank that it needs."""
-    cut = {curve["block"]: curve["needed"] for curve in curves}
-    names = "-".join(str(rank) for rank in cut.values())
-    row = judge.row(Point(f"together-{names}", cut), share, scored)
-    return {"ranks": cut, **row}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tunemath.report.ledger import (
         ledger_view,
     )
-    from tunemath.report.rank_figures import (
+    from tunemath.report.curves import (
         rank_figures,
     )
     from tunemath.report.ranks import (
@@ -85,7 +85,7 @@ _HOMES = {
     "movement_view": "terminal",
     "plan_view": "terminal",
     "rank_advice": "ranks",
-    "rank_figures": "rank_figures",
+    "rank_figures": "curves",
     "rank_page": "ranks",
     "rank_view": "ranks",
     "scorecard_view": "terminal",

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from tunemath.report.rank_figures import rank_figures
+from tunemath.report.curves import rank_figures
 from tunemath.report.text import (
     clean,
     count,
@@ -100,7 +100,8 @@ def _undecided(rank: Mapping[str, Any], curve: Mapping[str, Any]) -> Iterator[st
         )
     lost = row["sets"][first]["lost"]
     yield text + (
-        f"{_lost(lost)} of the movement is lost, of which {percent(rank['share'])} may be. More items would tell."
+        f"{_lost(lost)} of the movement is lost, of which {percent(rank['share'])} may be. "
+        "More items would tell."
     )
 
 
