@@ -34,8 +34,8 @@ def _rank(
         str | None, typer.Option(metavar="LIST", help="Ranks to measure, as in 1,2,4,8.")
     ] = None,
     items: Annotated[
-        int | None, typer.Option(min=2, help="Items of each set, spread evenly; all if not given.")
-    ] = None,
+        int, typer.Option(min=2, help="Items of each set at most, spread evenly.")
+    ] = 100,
     contract: Annotated[
         Path | None, typer.Option(help="With TUNED: the contract whose items are asked.")
     ] = None,
@@ -46,7 +46,7 @@ def _rank(
         Path | None, typer.Option(help="With TUNED: where to write; rank-NAME if not given.")
     ] = None,
     full: Annotated[
-        bool, typer.Option("--full", help="Score the blocks too, not KL alone.")
+        bool, typer.Option("--full", help="Score the blocks at every rank, not KL alone.")
     ] = False,
     margin: Annotated[float, typer.Option(help="What may be lost of the score.")] = 0.05,
     share: Annotated[float, typer.Option(help="What may be lost of KL(tuned ‖ base).")] = 0.05,

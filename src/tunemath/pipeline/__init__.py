@@ -20,7 +20,7 @@ from tunemath.pipeline.measuring import baselines, evaluate, movement, spectrum
 from tunemath.pipeline.planning import plan
 from tunemath.pipeline.run import Run
 from tunemath.pipeline.training import train
-from tunemath.storage import hash_file, write_text
+from tunemath.storage import write_text
 
 __all__ = [
     "STAGES",
@@ -33,7 +33,6 @@ __all__ = [
     "mask",
     "movement",
     "plan",
-    "renew_report",
     "report",
     "spectrum",
     "train",
@@ -66,12 +65,6 @@ def _reads(*names: str) -> Callable[[Run], dict[str, Any]]:
     return lambda run: {name: _INPUTS[name](run) for name in names}
 
 
-def _hash_of(run: Run, name: str) -> str | None:
-    """Return the SHA-256 of a file that a run may have."""
-    path = run.folder.path / name
-    return hash_file(path) if path.is_file() else None
-
-
 _INPUTS: dict[str, Callable[[Run], Any]] = {
     "model": lambda run: run.model.weights_hash(),
     "shapes": lambda run: run.model.id,
@@ -92,7 +85,6 @@ _INPUTS: dict[str, Callable[[Run], Any]] = {
         mode="json", include={"weights", "retention_margin"}
     ),
     "contract": lambda run: run.contract.resolved(),
-    "rank": lambda run: _hash_of(run, "rank/rank.json"),
 }
 
 STAGES: tuple[Stage, ...] = (
@@ -134,9 +126,7 @@ STAGES: tuple[Stage, ...] = (
         _reads("decision"),
         check,
     ),
-    Stage(
-        "report", ("check", "spectrum"), ("check", "spectrum"), _reads("contract", "rank"), report
-    ),
+    Stage("report", ("check", "spectrum"), ("check", "spectrum"), _reads("contract"), report),
 )
 
 
@@ -168,13 +158,6 @@ def advance(
             if stage.name == "train":  # recorded, so no longer needed
                 shutil.rmtree(run.folder.path / _CHECKPOINTS, ignore_errors=True)
         return run.evidence()
-
-
-def renew_report(run: Run) -> None:
-    """Write a run's report again, if it has one, with what was measured since."""
-    if run.folder.recorded("report") is not None:
-        stage = STAGES[-1]
-        run.folder.execute(stage.name, _inputs(run, stage), lambda: stage.action(run), _about(run))
 
 
 def _validate(run: Run) -> None:

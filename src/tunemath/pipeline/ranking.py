@@ -25,9 +25,7 @@ from tunemath.report.text import count, duration
 
 __all__ = ["RankOptions", "measure_ranks"]
 
-_FEW = (1, 2, 3, 4, 6, 8, 12)
-_DOUBLED = (1, 2, 4, 8, 16, 32, 64, 128)
-_FINE = 16  # the rank up to which the few are asked for, and not the powers of two
+_DOUBLED = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
@@ -35,9 +33,9 @@ class RankOptions:
     """What is measured, and what a rank has to keep."""
 
     ranks: tuple[int, ...] | None = None
-    """Ranks beside 0 and the whole; None for some up to the whole, closer together where small."""
+    """Ranks beside 0 and the whole; None for the powers of two up to 64."""
     full: bool = False
-    """Whether blocks are scored too, and not only measured by KL."""
+    """Whether blocks are scored at every rank, and not only at the one that is needed."""
     margin: float = 0.05
     """How much of the score may be lost (0.05 is five points)."""
     share: float = 0.05
@@ -61,8 +59,7 @@ class RankOptions:
 
     def chosen(self, whole: int) -> list[int]:
         """Return the ranks to be measured of an update whose rank is ``whole``, from 0."""
-        asked = self.ranks or (_FEW if whole <= _FINE else _DOUBLED)
-        return [0, *sorted({rank for rank in asked if rank < whole})]
+        return [0, *sorted({rank for rank in self.ranks or _DOUBLED if rank < whole})]
 
 
 def measure_ranks(
@@ -81,48 +78,14 @@ def measure_ranks(
     scored = subject.questions is not None
     progress.started("update", False)
     update = points.update()
-    ranks, blocks = options.chosen(update["rank"]), list(update["blocks"])
-    curves: dict[str | None, list[tuple[int, Point]]] = {
-        None: [(rank, _of_all(rank, update)) for rank in ranks]
-    }
-    if len(blocks) > 1:
-        curves |= {
-            block: [(r, Point(f"{block}-{r}", {block: r})) for r in ranks] for block in blocks
-        }
+    lines = _lines(update, options.chosen(update["rank"]))
     progress.started("base and whole", False)
     for point in (BASE, WHOLE):
         points.movement(point)
         _ = scored and points.score(point)
-    _plan(points, curves, scored, options.full, say)
-    judge = _Judge(points, options, scored)
-    found = []
-    for block, line in curves.items():
-        progress.started(block or "whole model", False)
-        with_score = scored and (block is None or options.full)
-        share = options.share if block is None else options.share / len(blocks)
-        rows = []
-        for done, (rank, point) in enumerate(line):
-            progress("ranks", done, len(line))
-            cut = dict.fromkeys(blocks if block is None else [block], rank)
-            rows.append(
-                {
-                    "rank": rank,
-                    "energy": _energy(update, cut),
-                    **judge.row(point, share, with_score),
-                }
-            )
-        rows.append({"rank": update["rank"], "energy": 1.0, **judge.row(WHOLE, share, with_score)})
-        found.append({"block": block, "points": rows, **_needed(rows, judge.still)})
-    together = None
-    if len(blocks) > 1 and not judge.still:
-        progress.started("blocks together", False)
-        cut = {curve["block"]: curve["needed"] for curve in found[1:]}
-        point = Point("together-" + "-".join(map(str, cut.values())), cut)
-        together = {
-            "ranks": cut,
-            "energy": _energy(update, cut),
-            **judge.row(point, options.share, scored),
-        }
+    _plan(points, lines, scored, options.full, say)
+    judge = _Judge(points, options, update, scored)
+    curves = [_curve(judge, block, line, progress) for block, line in lines.items()]
     return {
         "base": subject.base.id,
         "update": {
@@ -142,10 +105,67 @@ def measure_ranks(
         "share": options.share,
         "margin": options.margin,
         "moved": judge.moved(),
-        "at_base": judge.row(BASE, options.share, scored),
-        "curves": found,
-        "together": together,
+        "curves": curves,
+        "together": _together(judge, curves[1:], progress),
     }
+
+
+def _lines(
+    update: Mapping[str, Any], ranks: Sequence[int]
+) -> dict[str | None, list[tuple[int, Point]]]:
+    """Return the points of each curve below the whole: the model's (None), and each block's."""
+    blocks = list(update["blocks"])
+    lines: dict[str | None, list[tuple[int, Point]]] = {
+        None: [(rank, _of_all(rank, update)) for rank in ranks]
+    }
+    if len(blocks) > 1:
+        lines |= {
+            block: [(rank, Point(f"{block}-{rank}", {block: rank})) for rank in ranks]
+            for block in blocks
+        }
+    return lines
+
+
+def _curve(
+    judge: _Judge, block: str | None, line: Sequence[tuple[int, Point]], progress: Any
+) -> dict[str, Any]:
+    """Return a curve, its rows from rank 0 to the whole.
+
+    A block is scored from the rank that keeps the movement up to the first that keeps the score
+    too; at every rank where the options want it in full.
+    """
+    progress.started(block or "whole model", False)
+    blocks = list(judge.update["blocks"])
+    share = judge.options.share / (1 if block is None else len(blocks))
+    with_score = judge.scored and (block is None or judge.options.full)
+    whole = judge.update["rank"]
+    line, rows = [*line, (whole, WHOLE)], []
+    for done, (rank, point) in enumerate(line):
+        progress("ranks", done, len(line))
+        cut = dict.fromkeys(blocks if block is None else [block], rank)
+        row = {"rank": rank, "energy": _energy(judge.update, cut)}
+        rows.append({**row, **judge.row(point, share, with_score)})
+    needed = _needed(rows, judge.still)["needed"]
+    if judge.scored and not with_score and needed is not None:
+        for row, (rank, point) in zip(rows, line, strict=True):
+            if rank >= needed:
+                row |= judge.row(point, share, True)
+                if row["status"] == Status.PASS.value:
+                    break
+    return {"block": block, "points": rows, **_needed(rows, judge.still)}
+
+
+def _together(
+    judge: _Judge, curves: Sequence[Mapping[str, Any]], progress: Any
+) -> dict[str, Any] | None:
+    """Return the model with each block cut at the rank that it needs alone."""
+    if not curves or judge.still:
+        return None
+    progress.started("blocks together", False)
+    cut = {curve["block"]: curve["needed"] for curve in curves}
+    point = Point("together-" + "-".join(map(str, cut.values())), cut)
+    found = judge.row(point, judge.options.share, judge.scored)
+    return {"ranks": cut, "energy": _energy(judge.update, cut), **found}
 
 
 def _of_all(rank: int, update: Mapping[str, Any]) -> Point:
@@ -157,13 +177,13 @@ def _of_all(rank: int, update: Mapping[str, Any]) -> Point:
 
 def _plan(
     points: Points,
-    curves: Mapping[str | None, list[tuple[int, Point]]],
+    lines: Mapping[str | None, list[tuple[int, Point]]],
     scored: bool,
     full: bool,
     say: Callable[[str], None],
 ) -> None:
     """Say how many points there are to measure, and about how long that will take."""
-    whole, *blocks = [[point for _, point in line] for line in curves.values()]
+    whole, *blocks = [[point for _, point in line] for line in lines.values()]
     of_blocks = [point for line in blocks for point in line]
     seconds = points.seconds(whole, scored) + points.seconds(of_blocks, scored and full)
     if seconds > 0:
@@ -176,20 +196,22 @@ def _plan(
 class _Judge:
     """Points as rows of the product: pooled KL with intervals, scores, and what they say."""
 
-    def __init__(self, points: Points, options: RankOptions, scored: bool) -> None:
+    def __init__(
+        self, points: Points, options: RankOptions, update: Mapping[str, Any], scored: bool
+    ) -> None:
         self.points = points
         self.options = options
+        self.update = update
+        self.scored = scored
         self.first = points.subject.first
-        self.still = False
-        moved = self.moved()[self.first]["kl"]
-        self.still = moved <= STILL
+        self.still = self.moved()[self.first]["kl"] <= STILL
 
     def moved(self) -> dict[str, Any]:
         """Return KL(tuned ‖ base) of each set."""
         sets = self.points.movement(BASE)["sets"]
         return {name: self._pooled(name, found["tuned_cut"]) for name, found in sets.items()}
 
-    def row(self, point: Point, share: float, scored: bool) -> dict[str, Any]:
+    def row(self, point: Point, share: float, with_score: bool) -> dict[str, Any]:
         """Return a point's movement by set, its score, and whether it keeps both."""
         sets = self.points.movement(point)["sets"]
         base = self.points.movement(BASE)["sets"]
@@ -203,7 +225,7 @@ class _Judge:
                 else asdict(self._lost(found["tuned_cut"], base[name]["tuned_cut"])),
             }
         difference = None
-        if scored:
+        if with_score:
             row["score"], difference = self._scored(point)
         lost = row["sets"][self.first]["lost"]
         if point == WHOLE:

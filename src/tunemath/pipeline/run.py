@@ -164,6 +164,4 @@ class Run(Questions):
         ):
             if (self.folder.path / f"{name}.json").exists():
                 found[name] = self.folder.read(f"{name}.json")
-        if (self.folder.path / "rank/rank.json").exists():
-            found["rank"] = self.folder.read("rank/rank.json")
         return found

@@ -49,15 +49,12 @@ _PROBE_TOKENS = 32
 _BATCH = 16
 
 
-def rank_run(
-    run: Run, options: RankOptions, most: int | None, progress: Any, say: Say
-) -> dict[str, Any]:
-    """Measure which rank a finished run's update needed; write RUN/rank and renew the report.
+def rank_run(run: Run, options: RankOptions, most: int, progress: Any, say: Say) -> dict[str, Any]:
+    """Measure which rank a finished run's update needed; write RUN/rank.
 
-    ``most`` is the number of items taken of each set, spread evenly; all when None. Returns
-    ``rank.json``. Raises `ModelError` where the method changes no weight.
+    ``most`` is the number of items taken of each set, spread evenly. Returns ``rank.json``.
+    Raises `ModelError` where the method changes no weight.
     """
-    from tunemath.pipeline import renew_report
     from tunemath.runner.models import why_not_merged
 
     need_update(run)
@@ -79,7 +76,6 @@ def rank_run(
         }
         product["as_evaluated"] = _as_evaluated(run, folder / "points" / subject.key()[:16])
         _write(folder, product)
-        renew_report(run)
     return product
 
 
@@ -90,7 +86,7 @@ def rank_models(
     data: Path | None,
     out: Path,
     options: RankOptions,
-    most: int | None,
+    most: int,
     progress: Any,
     say: Say,
 ) -> dict[str, Any]:
@@ -132,7 +128,7 @@ def rank_models(
     return product
 
 
-def _asked(base: ResolvedModel, update: Path, questions: Questions, most: int | None) -> Subject:
+def _asked(base: ResolvedModel, update: Path, questions: Questions, most: int) -> Subject:
     """Return a subject that is asked the items of a contract or a file, some of each set."""
     from tunemath.runner.curves import Asked
 
@@ -144,9 +140,9 @@ def _asked(base: ResolvedModel, update: Path, questions: Questions, most: int | 
     return Subject(base, update, asked, questions.tokenizer.pad_id, questions)
 
 
-def _spread(items: list[Item], most: int | None) -> list[Item]:
+def _spread(items: list[Item], most: int) -> list[Item]:
     """Return at most so many items, spread evenly over all."""
-    if most is None or most >= len(items):
+    if most >= len(items):
         return items
     return [items[int(i)] for i in np.linspace(0, len(items) - 1, most).round()]
 

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
         example_code,
         loading_code,
     )
+    from tunemath.report.curves import (
+        rank_figures,
+    )
     from tunemath.report.html import (
         html_report,
     )
     from tunemath.report.ledger import (
         ledger_view,
-    )
-    from tunemath.report.curves import (
-        rank_figures,
     )
     from tunemath.report.ranks import (
         rank_advice,

@@ -12,10 +12,12 @@ from rich.text import Text
 
 from tunemath.report.curves import rank_figures
 from tunemath.report.text import (
+    MISSING,
     clean,
     count,
     decimal,
     dig,
+    p_value,
     percent,
     percent_interval,
     points,
@@ -37,8 +39,9 @@ def rank_advice(rank: Mapping[str, Any]) -> list[str]:
             "The update moves no answer by more than a millionth of a nat, so there is no rank "
             "that it needs. Was it trained, and is this its base?"
         ]
-    said = [_verdict(rank, curve), *_undecided(rank, curve), _next(rank, curve["needed"])]
-    if rank.get("together"):
+    said = [_verdict(rank, curve), *_undecided(rank, curve), _next(rank, curve)]
+    said += [_of_block(rank, each) for each in rank["curves"][1:]]
+    if rank["together"]:
         said.append(_by_block(rank))
     if rank["update"]["uncut"]:
         said.append(_uncut(rank["update"]["uncut"]))
@@ -46,15 +49,20 @@ def rank_advice(rank: Mapping[str, Any]) -> list[str]:
 
 
 def _verdict(rank: Mapping[str, Any], curve: Mapping[str, Any]) -> str:
-    whole = curve["points"][-1]
-    if curve["needed"] < whole["rank"]:
+    whole = curve["points"][-1]["rank"]
+    if curve["needed"] < whole:
         row = _row(curve, curve["needed"])
-        kept = "keeps the score" if row["score"] else "keeps the movement"
-        return f"Rank {count(row['rank'])} of {count(whole['rank'])} {kept}: {_figures(rank, row)}."
+        said = f"Rank {count(row['rank'])} of {count(whole)} would have been enough"
+        return f"{said}: {_figures(rank, row)}."
     below = curve["points"][-2]
+    if curve["undecided"]:
+        return (
+            f"No rank below the whole, {count(whole)}, is shown to be enough by these items. At "
+            f"rank {count(below['rank'])}: {_figures(rank, below)}."
+        )
     return (
-        f"The whole rank, {count(whole['rank'])}, is needed: at rank {count(below['rank'])} "
-        f"already {_figures(rank, below)}."
+        f"The whole rank, {count(whole)}, is needed. Rank {count(below['rank'])} is too little: "
+        f"{_figures(rank, below)}."
     )
 
 
@@ -64,21 +72,22 @@ def _row(curve: Mapping[str, Any], rank: int) -> Mapping[str, Any]:
 
 def _figures(rank: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     """Say a point's score beside the whole's, its KL, the share of the movement, the energy."""
-    first = next(iter(rank["sets"]))
-    found, parts = row["sets"][first], []
+    found, parts = row["sets"][next(iter(rank["sets"]))], []
     if row["score"]:
-        whole, less = rank["curves"][0]["points"][-1]["score"], row["score"]["less_whole"]
+        less = row["score"]["less_whole"]
+        whole = row["score"]["correct"] - less["wins"] + less["losses"]
         parts.append(
             f"{count(row['score']['correct'])} of {count(row['score']['items'])} right against "
-            f"{count(whole['correct'])}, difference {points(less['difference'])} "
-            f"{points_interval(less['low'], less['high'])}"
+            f"{count(whole)} for the whole update ({count(less['wins'])} gained and "
+            f"{count(less['losses'])} lost, {points(less['difference'])} "
+            f"{points_interval(less['low'], less['high'])}, {p_value(less['p'])})"
         )
-    lost = found["lost"]
     parts.append(
-        f"KL(tuned ‖ cut) is {scientific(found['kl_tuned_cut']['kl'])} nats a token, "
-        f"{_lost(lost)} of KL(tuned ‖ base)"
+        f"KL(tuned ‖ cut) {scientific(found['kl_tuned_cut']['kl'])} nats a token, "
+        f"{_lost(found['lost'])} of KL(tuned ‖ base)"
     )
-    return "; ".join(parts) + f". It holds {percent(row['energy'], 0)} of the energy"
+    parts.append(f"{percent(row['energy'], 0)} of the energy held")
+    return "; ".join(parts)
 
 
 def _undecided(rank: Mapping[str, Any], curve: Mapping[str, Any]) -> Iterator[str]:
@@ -86,7 +95,7 @@ def _undecided(rank: Mapping[str, Any], curve: Mapping[str, Any]) -> Iterator[st
     if not curve["undecided"]:
         return
     row = _row(curve, max(curve["undecided"]))
-    ranks = " and ".join(count(each) for each in curve["undecided"])
+    ranks = ", ".join(count(each) for each in curve["undecided"])
     first = next(iter(rank["sets"]))
     items = count(rank["sets"][first]["items"])
     which = f"rank {ranks} suffices" if len(curve["undecided"]) == 1 else f"ranks {ranks} suffice"
@@ -96,7 +105,7 @@ def _undecided(rank: Mapping[str, Any], curve: Mapping[str, Any]) -> Iterator[st
         text += (
             f"the score differs by {points(less['difference'])} "
             f"{points_interval(less['low'], less['high'])}, of which "
-            f"{points(-rank['margin'])} may be lost, and "
+            f"{100 * rank['margin']:g} points may be lost, and "
         )
     lost = row["sets"][first]["lost"]
     yield text + (
@@ -105,40 +114,56 @@ def _undecided(rank: Mapping[str, Any], curve: Mapping[str, Any]) -> Iterator[st
     )
 
 
-def _next(rank: Mapping[str, Any], needed: int) -> str:
+def _next(rank: Mapping[str, Any], curve: Mapping[str, Any]) -> str:
     """Say what to do with the rank that is needed."""
-    whole, path = rank["update"]["rank"], clean(rank["update"]["path"])
+    needed, whole = curve["needed"], rank["update"]["rank"]
     again = 1 << max(0, needed - 1).bit_length()
     caution = "a model trained at that rank is another one, so measure it too"
-    if not rank["adapter"]:
-        if needed == whole:
-            return "No LoRA of a smaller rank that was measured could stand for this update."
-        return (
-            f"A LoRA of rank {count(needed)} could stand for this update. Next time train one: "
-            f"`method: lora`, `rank: {again}` ({caution})."
-        )
     if needed == whole:
+        if curve["undecided"]:
+            return "Ask more items (--items, or a larger set) before you change the rank."
+        if not rank["adapter"]:
+            return "No LoRA of a smaller rank that was measured could stand for this update."
         return (
             f"Its rank is used up, so it may have been too small: next time try {2 * whole} too, "
             "and compare the scores."
         )
-    cut = f"`tunemath resize {path} --rank {max(1, needed)} --out DIR` writes it at that rank"
-    if again >= whole:
-        return f"Rank {count(whole)} was about right; {cut}."
-    return f"Next time train with rank {again} ({caution}), or {cut}."
+    if not rank["adapter"]:
+        return (
+            f"A LoRA of rank {count(max(1, needed))} could stand for this update. Next time train "
+            f"one: `method: lora`, `rank: {again}` ({caution})."
+        )
+    path = clean(rank["update"]["path"])
+    cut = f"`tunemath resize {path} OUT --rank {max(1, needed)}` writes it at that rank"
+    return f"Next time train with rank {again} ({caution}); {cut}."
+
+
+def _of_block(rank: Mapping[str, Any], curve: Mapping[str, Any]) -> str:
+    """Say which rank of a block alone is enough, all others whole."""
+    block, needed = clean(curve["block"]), curve["needed"]
+    row = _row(curve, needed)
+    if needed == 0:
+        said = f"The {block} need not have been trained, all else whole"
+    elif needed < rank["update"]["rank"]:
+        said = f"Rank {count(needed)} of the {block} would have been enough, all else whole"
+    else:
+        row = curve["points"][-2]
+        return (
+            f"No rank of the {block} below the whole is shown to be enough. At rank "
+            f"{count(row['rank'])}, all else whole: {_figures(rank, row)}."
+        )
+    return f"{said}: {_figures(rank, row)}."
 
 
 def _by_block(rank: Mapping[str, Any]) -> str:
     together = rank["together"]
     needs = ", ".join(f"{clean(block)} {count(r)}" for block, r in together["ranks"].items())
-    part = percent(rank["share"] / len(together["ranks"]))
-    text = f"Cut alone, the blocks need: {needs} (each may lose {part} of the movement). "
     verdict = {
-        "PASS": "which suffices",
-        "FAIL": "which is too little; raise them",
-        "INSUFFICIENT_EVIDENCE": "which these items can't decide",
+        "PASS": "are enough",
+        "FAIL": "are too little; raise them",
+        "INSUFFICIENT_EVIDENCE": "can't be told from too little on these items",
     }[together["status"]]
-    text += f"All at these ranks: {_figures(rank, together)}; {verdict}."
+    text = f"These ranks together ({needs}) {verdict}: {_figures(rank, together)}."
     pattern = _rank_pattern(rank)
     if pattern and together["status"] == "PASS" and len(set(together["ranks"].values())) > 1:
         text += f" In PEFT: `rank_pattern={pattern}`."
@@ -168,7 +193,7 @@ def rank_table(
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return heads and rows of one curve: what each rank holds, keeps and loses."""
     first, whole = next(iter(rank["sets"])), curve["points"][-1]["rank"]
-    scored = curve["points"][0]["score"] is not None
+    scored = any(row["score"] for row in curve["points"])
     heads = ("", "Rank", "Energy", "Lost [95 %]", "KL(tuned ‖ cut)", "KL(cut ‖ base)")
     heads += ("Score", "Less the whole [95 %]") if scored else ()
     rows = []
@@ -182,13 +207,15 @@ def rank_table(
             decimal(found["kl_tuned_cut"]["kl"], 4),
             decimal(found["kl_cut_base"]["kl"], 4),
         )
-        if scored:
+        if row["score"]:
             less = row["score"]["less_whole"]
             differs = f"{points(less['difference']).removesuffix(' points')} "
             cells += (
                 percent(row["score"]["score"]),
                 differs + points_interval(less["low"], less["high"]),
             )
+        elif scored:
+            cells += (MISSING, MISSING)
         rows.append(cells)
     return heads, rows
 
