@@ -42,47 +42,48 @@ def rank(capsys):
     return call
 
 
-def test_a_run_is_measured_and_a_killed_one_resumes_to_the_same_numbers(
-    sft_run, copied, rank, tmp_path
-):
+def test_a_runs_curve_ends_at_the_base_and_at_the_tuned_model(sft_run, copied, rank):
     runs = copied(sft_run)
-    options = ("tiny", "--ranks", "1,2", "--json")
-    whole, out, _ = rank(*options, "--runs", runs)
-    assert whole == 0
-    expected = json.loads(out)
-    killed = tmp_path / "killed"
-    shutil.copytree(sft_run.folder.path, killed / "tiny")
-    command = [sys.executable, "-W", "ignore", "-c", DIE, "9", "rank", *options, "--runs", killed]
-    done = subprocess.run(command, capture_output=True, check=False, timeout=120)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    points = killed / "tiny/rank/points"
-    before = {path: path.stat().st_mtime_ns for path in points.rglob("*.json")}
-    assert len(before) == 8
-    assert not (killed / "tiny/rank/rank.json").exists()
-    code, out, _ = rank(*options, "--runs", killed)
-    found = json.loads(out)
+    code, out, _ = rank("tiny", "--ranks", "1,2", "--json", "--runs", runs)
     assert code == 0
-    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
-    for product in (expected, found):
-        del product["update"]["path"], product["advice"]
-    assert found == expected
-
-    curve = expected["curves"][0]
-    first, last = curve["points"][0], curve["points"][-1]
-    moved = expected["moved"]["task"]["kl"]
+    found = json.loads(out)
+    curve = found["curves"][0]
     assert [row["rank"] for row in curve["points"]] == [0, 1, 2, 4]
+    first, last = curve["points"][0], curve["points"][-1]
+    moved = found["moved"]["task"]["kl"]
     assert first["sets"]["task"]["kl_tuned_cut"]["kl"] == pytest.approx(moved)
     assert first["sets"]["task"]["kl_cut_base"]["kl"] == 0
     assert last["sets"]["task"]["kl_cut_base"]["kl"] == pytest.approx(moved, rel=1e-4)
     assert last["sets"]["task"]["kl_tuned_cut"]["kl"] < 1e-6 * moved
-    evaluated = sft_run.folder.read("evaluation.json")["arms"]
-    scores = {arm: evaluated[arm]["task"]["correct"] for arm in ("base", "tuned")}
-    assert first["score"]["correct"] == scores["base"]
-    assert last["score"]["correct"] == scores["tuned"]
-    assert expected["as_evaluated"] == {"same": 12, "of": 12}
+    for row, file, arm in ((first, "baselines", "base"), (last, "evaluation", "tuned")):
+        evaluated = sft_run.folder.read(f"{file}.json")["arms"][arm]
+        assert row["score"]["correct"] == evaluated["task"]["correct"]
+    assert found["as_evaluated"] == {"same": 12, "of": 12}
     page = (runs / "tiny/rank/rank.html").read_text("utf-8")
     assert page.count("<svg") == 2
     assert (runs / "tiny/rank/rank.svg").read_text("utf-8").startswith("<svg")
+
+
+@pytest.mark.slow
+def test_after_a_kill_the_rest_is_measured_and_the_numbers_are_the_same(
+    sft_run, copied, rank, tmp_path
+):
+    options = ("tiny", "--ranks", "1,2", "--json", "--runs")
+    _, out, _ = rank(*options, copied(sft_run))
+    expected = json.loads(out)
+    killed = tmp_path / "killed"
+    shutil.copytree(sft_run.folder.path, killed / "tiny")
+    command = [sys.executable, "-W", "ignore", "-c", DIE, "9", "rank", *options, str(killed)]
+    done = subprocess.run(command, capture_output=True, check=False, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    kept = {path: path.stat().st_mtime_ns for path in (killed / "tiny/rank").rglob("*.json")}
+    assert len(kept) == 8  # points, and no product yet
+    _, out, _ = rank(*options, killed)
+    found = json.loads(out)
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+    for product in (expected, found):
+        del product["update"]["path"], product["advice"]
+    assert found == expected
 
 
 def planted(model: Path, folder: Path, rank: int) -> Path:
@@ -124,7 +125,7 @@ def test_without_data_the_tuned_model_answers_probes_itself(tiny_model, rank, tm
     tuned = planted(tiny_model, tmp_path / "tuned", 1)
     code, out, err = rank(tiny_model, tuned, "--out", tmp_path / "out", "--ranks", "1")
     assert code == 0
-    assert "KL only, no score" in err
+    assert "KL only, no score" in " ".join(err.split())
     assert "Rank 1 of 64 would have been enough" in out
     assert "16 probes items" in out
 

@@ -79,6 +79,8 @@ class Point:
     name: str
     cut: Cut | None
     """None for the base."""
+    every_set: bool = True
+    """Whether all sets are read, and not only the first, which decides."""
 
 
 BASE, WHOLE = Point("base", None), Point("whole", {})
@@ -106,7 +108,7 @@ class Points:
         return self._kept(f"{point.name}.score", lambda: self._score(point))
 
     def seconds(self, points: Iterable[Point], scored: bool) -> float:
-        """Return how long points will take that are not there, by what the whole update took."""
+        """Return how long missing points will take at most, by what the whole update took."""
         missing = [(each, "kl") for each in points if not self._path(f"{each.name}.kl").exists()]
         total = len(missing) * self.movement(WHOLE)["seconds"]
         if scored:
@@ -188,6 +190,8 @@ class Points:
         sets = {}
         with self._model(point) as model:
             for name, asked in self.subject.asked.items():
+                if not (point.every_set or name == self.subject.first):
+                    continue
                 states = before[name] if point.cut is None else update.anchored(
                     self._states(model, name)
                 )  # fmt: skip

@@ -25,7 +25,8 @@ from tunemath.report.text import count, duration
 
 __all__ = ["RankOptions", "measure_ranks"]
 
-_DOUBLED = (1, 2, 4, 8, 16, 32, 64)
+_DOUBLED, _QUADRUPLED = (1, 2, 4, 8), (1, 4, 16, 64)
+_SMALL = 16  # up to this rank of the whole update the doubled ones are measured
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class RankOptions:
     """What is measured, and what a rank has to keep."""
 
     ranks: tuple[int, ...] | None = None
-    """Ranks beside 0 and the whole; None for the powers of two up to 64."""
+    """Ranks beside 0 and the whole; None for 1, 2, 4, 8, or 1, 4, 16, 64."""
     full: bool = False
     """Whether blocks are scored at every rank, and not only at the one that is needed."""
     margin: float = 0.05
@@ -55,11 +56,12 @@ class RankOptions:
     @property
     def most(self) -> int:
         """The largest rank at which a cut may be asked for."""
-        return max(self.ranks or _DOUBLED)
+        return max(self.ranks or _QUADRUPLED)
 
     def chosen(self, whole: int) -> list[int]:
         """Return the ranks to be measured of an update whose rank is ``whole``, from 0."""
-        return [0, *sorted({rank for rank in self.ranks or _DOUBLED if rank < whole})]
+        asked = self.ranks or (_DOUBLED if whole <= _SMALL else _QUADRUPLED)
+        return [0, *sorted({rank for rank in asked if rank < whole})]
 
 
 def measure_ranks(
@@ -120,7 +122,7 @@ def _lines(
     }
     if len(blocks) > 1:
         lines |= {
-            block: [(rank, Point(f"{block}-{rank}", {block: rank})) for rank in ranks]
+            block: [(rank, Point(f"{block}-{rank}", {block: rank}, False)) for rank in ranks]
             for block in blocks
         }
     return lines
@@ -190,7 +192,7 @@ def _plan(
         text = f"{count(len(whole))} ranks of the whole model"
         if of_blocks:
             text += f" and {count(len(of_blocks))} of its blocks"
-        say(f"{text}: about {duration(seconds)} from here")
+        say(f"{text}: at most about {duration(seconds)} from here")
 
 
 class _Judge:
