@@ -48,6 +48,9 @@ def _rank(
     full: Annotated[
         bool, typer.Option("--full", help="Score the blocks at every rank, not KL alone.")
     ] = False,
+    kl_only: Annotated[
+        bool, typer.Option("--kl-only", help="Measure KL alone: nothing is answered.")
+    ] = False,
     margin: Annotated[float, typer.Option(help="What may be lost of the score.")] = 0.05,
     share: Annotated[float, typer.Option(help="What may be lost of KL(tuned ‖ base).")] = 0.05,
     as_json: AsJson = False,
@@ -62,7 +65,7 @@ def _rank(
     from tunemath.pipeline.ranking import RankOptions
     from tunemath.pipeline.subjects import rank_models, rank_run
 
-    options = RankOptions(_numbers(ranks), full, margin, share)
+    options = RankOptions(_numbers(ranks), full, kl_only, margin, share)
     if tuned is None:
         _refuse_without_tuned({"--contract": contract, "--data": data, "--out": out})
         run = find_run(name, runs)

@@ -37,6 +37,8 @@ class RankOptions:
     """Ranks beside 0 and the whole; None for 1, 2, 4, 8, or 1, 4, 16, 64."""
     full: bool = False
     """Whether blocks are scored at every rank, and not only at the one that is needed."""
+    kl_only: bool = False
+    """Whether nothing is answered and scored."""
     margin: float = 0.05
     """How much of the score may be lost (0.05 is five points)."""
     share: float = 0.05
@@ -77,7 +79,7 @@ def measure_ranks(
     once how long the rest will take.
     """
     points = Points(subject, folder / "points", options.most, progress)
-    scored = subject.questions is not None
+    scored = subject.questions is not None and not options.kl_only
     progress.started("update", False)
     update = points.update()
     lines = _lines(update, options.chosen(update["rank"]))
@@ -144,7 +146,7 @@ def _curve(
     line, rows = [*line, (whole, WHOLE)], []
     for done, (rank, point) in enumerate(line):
         progress("ranks", done, len(line))
-        cut = dict.fromkeys(blocks if block is None else [block], rank)
+        cut: dict[str, int] = dict.fromkeys(blocks if block is None else [block], rank)
         row = {"rank": rank, "energy": _energy(judge.update, cut)}
         rows.append({**row, **judge.row(point, share, with_score)})
     needed = _needed(rows, judge.still)["needed"]
@@ -164,7 +166,7 @@ def _together(
     if not curves or judge.still:
         return None
     progress.started("blocks together", False)
-    cut = {curve["block"]: curve["needed"] for curve in curves}
+    cut: dict[str, int] = {curve["block"]: curve["needed"] for curve in curves}
     point = Point("together-" + "-".join(map(str, cut.values())), cut)
     found = judge.row(point, judge.options.share, judge.scored)
     return {"ranks": cut, "energy": _energy(judge.update, cut), **found}

@@ -117,7 +117,10 @@ def rank_models(
         else:
             source = f"{len(_PROBES)} built-in probe prompts, answered by the tuned model itself"
             subject = _probed(model, tuned, codec, out, progress)
-        say(f"items: {source}" + ("" if subject.questions else "; KL only, no score"))
+        say(
+            f"items: {source}"
+            + ("" if subject.questions and not options.kl_only else "; KL only, no score")
+        )
         product = {
             "source": source,
             "adapter": (tuned / "adapter_config.json").is_file(),
@@ -199,10 +202,11 @@ def _answers(
 def _as_evaluated(run: Run, points: Path) -> Mapping[str, int] | None:
     """Count the answers of the whole update, in the weights, that are those of the evaluation."""
     path = run.folder.path / "items/tuned.task.jsonl"
-    if not path.exists():
+    score = points / f"{WHOLE.name}.score.json"
+    if not (path.exists() and score.exists()):
         return None
     before = {row["id"]: row["output"] for row in read_jsonl(path)}
-    now = read_json(points / f"{WHOLE.name}.score.json")["items"]
+    now = read_json(score)["items"]
     return {"same": sum(before.get(row["id"]) == row["output"] for row in now), "of": len(now)}
 
 

@@ -126,8 +126,8 @@ def _nats_panel(axes: Axes, points: Sequence[Mapping[str, Any]], sets: Sequence[
             place = [_place(r) for r, _ in rows]
             axes.plot(place, [kl["kl"] for _, kl in rows], color=colour, linestyle=dash,
                       marker=marker, markersize=4, linewidth=1.3, label=label)  # fmt: skip
-            ends = ([max(kl[end], _LEAST) for _, kl in rows] for end in ("low", "high"))
-            axes.fill_between(place, *ends, color=colour, alpha=0.15, linewidth=0)
+            low, high = ([max(kl[end], _LEAST) for _, kl in rows] for end in ("low", "high"))
+            axes.fill_between(place, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.set_yscale("log")
     axes.set_title("Nats per answer token", **_TITLE)
     axes.tick_params(axis="y", which="minor", length=0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -163,7 +163,8 @@ def cut_factors(model: Any, factors: Sequence[Factors]) -> Truncation:
         left, values, right = _product_svd(columns, rows)
         if values[0] > 0:
             name = f"{each.name}.weight"
-            parts.append(_part(name, module.weight, blocks, left, values, right))
+            weight = cast(nn.Parameter, module.weight)
+            parts.append(_part(name, weight, blocks, left, values, right))
     if not parts:
         raise ModelError("B A is zero in every module: the adapter changes nothing; train it first")
     return Truncation(model, parts, {}, "LoRA's factors")
