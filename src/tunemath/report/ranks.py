@@ -12,7 +12,6 @@ from rich.text import Text
 
 from tunemath.report.curves import rank_figures
 from tunemath.report.text import (
-    MISSING,
     clean,
     count,
     decimal,
@@ -215,7 +214,7 @@ def rank_table(
                 differs + points_interval(less["low"], less["high"]),
             )
         elif scored:
-            cells += (MISSING, MISSING)
+            cells += ("–", "–")
         rows.append(cells)
     return heads, rows
 
