@@ -129,9 +129,10 @@ def _nats_panel(axes: Axes, points: Sequence[Mapping[str, Any]], sets: Sequence[
             low, high = ([max(kl[end], _LEAST) for _, kl in rows] for end in ("low", "high"))
             axes.fill_between(place, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_title("Nats per answer token", **_TITLE)
     axes.tick_params(axis="y", which="minor", length=0)
-    axes.legend(loc="best", fontsize=8, handlelength=2.2)
+    axes.legend(loc="lower left", fontsize=7, handlelength=2.2)
 
 
 def _block_figure(rank: Mapping[str, Any], curves: Sequence[Mapping[str, Any]]) -> Figure:
