@@ -141,8 +141,10 @@ class Points:
             lambda done, total: self.progress("singular values", done, total),
         )
         before = {name: self._states(update.model, name) for name in subject.asked}
-        sides = ({name: update.anchored(s) for name, s in side.items()} for side in (after, before))
-        return update, *sides
+        anchored = update.anchored
+        after = {name: anchored(states) for name, states in after.items()}
+        before = {name: anchored(states) for name, states in before.items()}
+        return update, after, before
 
     def _states(self, model: Any, name: str) -> States:
         from tunemath.runner.curves import answer_states

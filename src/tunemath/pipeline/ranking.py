@@ -142,11 +142,12 @@ def _curve(
     blocks = list(judge.update["blocks"])
     share = judge.options.share / (1 if block is None else len(blocks))
     with_score = judge.scored and (block is None or judge.options.full)
-    whole = judge.update["rank"]
-    line, rows = [*line, (whole, WHOLE)], []
+    whole: int = judge.update["rank"]
+    rows: list[dict[str, Any]] = []
+    line = [*line, (whole, WHOLE)]
     for done, (rank, point) in enumerate(line):
         progress("ranks", done, len(line))
-        cut: dict[str, int] = dict.fromkeys(blocks if block is None else [block], rank)
+        cut = dict.fromkeys(blocks if block is None else [block], rank)
         row = {"rank": rank, "energy": _energy(judge.update, cut)}
         rows.append({**row, **judge.row(point, share, with_score)})
     needed = _needed(rows, judge.still)["needed"]
