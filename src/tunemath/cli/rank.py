@@ -66,6 +66,7 @@ def _rank(
     from tunemath.pipeline.subjects import rank_models, rank_run
 
     options = RankOptions(_numbers(ranks), full, kl_only, margin, share)
+    run = None
     if tuned is None:
         _refuse_without_tuned({"--contract": contract, "--data": data, "--out": out})
         run = find_run(name, runs)
@@ -74,9 +75,10 @@ def _rank(
         folder = out or Path(f"rank-{tuned.resolve().name}")
     with StageProgress().shown() as progress:
         say = partial(progress.console.print, markup=False, highlight=False)
-        if tuned is None:
+        if run is not None:
             product = rank_run(run, options, items, progress, say)
         else:
+            assert tuned is not None
             product = rank_models(
                 name, tuned, contract, data, folder, options, items, progress, say
             )
