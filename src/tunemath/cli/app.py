@@ -14,6 +14,7 @@ from tunemath.cli import (
     learn,
     memory,
     products,
+    rank,
     spectrum,
     stages,
 )
@@ -56,6 +57,7 @@ count.register(app)
 memory.register(app)
 stages.register(app)
 spectrum.register(app)
+rank.register(app)
 adapters.register(app)
 products.register(app)
 algebra.register(app)

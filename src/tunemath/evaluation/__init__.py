@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tunemath.evaluation.decision import judge_gain, judge_retention
 from tunemath.evaluation.metrics import choice_prediction, exact_match, items_sha256
+from tunemath.evaluation.ranks import STILL, judge_rank, lost_movement, needed_rank
 from tunemath.evaluation.record import Evaluation, Weights
 from tunemath.evaluation.scorecard import Scorecard, build_scorecard, winning_range
 from tunemath.evaluation.uncertainty import (
@@ -16,6 +17,7 @@ from tunemath.evaluation.uncertainty import (
 )
 
 __all__ = [
+    "STILL",
     "Difference",
     "Evaluation",
     "Interval",
@@ -27,8 +29,11 @@ __all__ = [
     "exact_match",
     "items_sha256",
     "judge_gain",
+    "judge_rank",
     "judge_retention",
+    "lost_movement",
     "mcnemar_exact",
+    "needed_rank",
     "paired_difference",
     "wilson_interval",
     "winning_range",

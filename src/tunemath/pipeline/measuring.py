@@ -10,10 +10,11 @@ import numpy as np
 
 from tunemath.evaluation import bootstrap_ratio, choice_prediction, exact_match, items_sha256
 from tunemath.mask import Item
+from tunemath.pipeline.questions import Questions
 from tunemath.pipeline.run import Run
 from tunemath.storage import read_jsonl, write_jsonl
 
-__all__ = ["baselines", "evaluate", "movement", "spectrum"]
+__all__ = ["answered", "baselines", "evaluate", "movement", "spectrum"]
 
 _SHOWN = 10
 
@@ -129,11 +130,7 @@ def _evaluate_arm(run: Run, model: Any, arm: str) -> tuple[dict[str, Any], list[
     for name, items in run.items.items():
         prompts = [run.prompt_ids(item, with_examples=arm == "prompted") for item in items]
         label = f"{name} items, {arm}"
-        if items[0].choices is None:
-            rows, metric = _generated(run, model, items, prompts, label), "exact match"
-        else:
-            rows = _chosen(run, model, items, prompts, label)
-            metric = "preference accuracy" if items[0].is_pair else "choice accuracy"
+        rows, metric = answered(run, model, items, prompts, label)
         file = f"items/{arm}.{name}.jsonl"
         write_jsonl(run.folder.path / file, rows)
         files.append(file)
@@ -150,24 +147,37 @@ def _evaluate_arm(run: Run, model: Any, arm: str) -> tuple[dict[str, Any], list[
     return arms, files
 
 
+def answered(
+    asked: Questions, model: Any, items: Sequence[Item], prompts: Sequence[Any], label: str
+) -> tuple[list[dict[str, Any]], str]:
+    """Let a model answer items of one form; return a record with a score an item, and the metric.
+
+    ``prompts`` are the items' ids; ``label`` is what the progress of the work is called.
+    """
+    if items[0].choices is None:
+        return _generated(asked, model, items, prompts, label), "exact match"
+    metric = "preference accuracy" if items[0].is_pair else "choice accuracy"
+    return _chosen(asked, model, items, prompts, label), metric
+
+
 def _generated(
-    run: Run, model: Any, items: Sequence[Item], prompts: Sequence[Any], label: str
+    asked: Questions, model: Any, items: Sequence[Item], prompts: Sequence[Any], label: str
 ) -> list[dict[str, Any]]:
     from tunemath.runner.answering import generate
 
-    evaluation = run.contract.evaluation
+    evaluation = asked.evaluation
     answers = generate(
         model,
         prompts,
-        stop=run.stop_ids,
-        pad=run.tokenizer.pad_id,
+        stop=asked.stop_ids,
+        pad=asked.tokenizer.pad_id,
         max_new_tokens=evaluation.max_new_tokens,
         batch_size=evaluation.batch_size,
-        tick=lambda done: run.progress(label, done, len(items)),
+        tick=lambda done: asked.progress(label, done, len(items)),
     )
     rows = []
     for item, answer in zip(items, answers, strict=True):
-        output = run.tokenizer.decode(answer.tokens).strip()
+        output = asked.tokenizer.decode(answer.tokens).strip()
         rows.append(
             {
                 **_identity(item),
@@ -180,18 +190,18 @@ def _generated(
 
 
 def _chosen(
-    run: Run, model: Any, items: Sequence[Item], prompts: Sequence[Any], label: str
+    asked: Questions, model: Any, items: Sequence[Item], prompts: Sequence[Any], label: str
 ) -> list[dict[str, Any]]:
     from tunemath.runner.answering import score_choices
 
-    choices = [run.choice_ids(item) for item in items]
+    choices = [asked.choice_ids(item) for item in items]
     scores = score_choices(
         model,
         prompts,
         choices,
-        pad=run.tokenizer.pad_id,
-        batch_size=run.contract.evaluation.batch_size,
-        tick=lambda done: run.progress(label, done, len(items)),
+        pad=asked.tokenizer.pad_id,
+        batch_size=asked.evaluation.batch_size,
+        tick=lambda done: asked.progress(label, done, len(items)),
     )
     rows = []
     for item, values in zip(items, scores, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,12 @@ from tunemath.mask import (
     Item,
     Message,
     Pair,
-    Template,
-    Tokenizer,
     TrainingRows,
-    encode_answer,
-    encode_prompt,
     encode_rows,
-    load_tokenizer,
     read_rows,
 )
 from tunemath.pipeline.folder import RunFolder
+from tunemath.pipeline.questions import Questions
 from tunemath.runner.progress import Progress, silent
 from tunemath.runner.resolve import ResolvedModel, resolve_model
 from tunemath.space import Blueprint, Ledger, ledger_of, read_blueprint
@@ -35,7 +32,7 @@ from tunemath.storage import hash_file
 __all__ = ["Run"]
 
 
-class Run:
+class Run(Questions):
     """A contract being carried out in ``runs/NAME``."""
 
     def __init__(
@@ -45,9 +42,9 @@ class Run:
         progress: Progress = silent,
         fresh: bool = False,
     ) -> None:
+        super().__init__(lambda: self.model.folder, contract.evaluation, progress)
         self.contract = contract
         self.folder = RunFolder(Path(runs) / contract.name)
-        self.progress = progress
         self.fresh = fresh
 
     @cached_property
@@ -72,28 +69,9 @@ class Run:
         return read_blueprint(self.model.folder)
 
     @cached_property
-    def template(self) -> Template:
-        """The model's chat template."""
-        return Template.load(self.model.folder)
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer."""
-        return load_tokenizer(self.model.folder)
-
-    @cached_property
     def training(self) -> Sequence[Example] | Sequence[Pair]:
         """The training rows as written."""
         return read_rows(self.contract.mask.train, self.contract.objective.kind)
-
-    @cached_property
-    def items(self) -> dict[str, list[Item]]:
-        """The evaluation items by set; retention is absent when the contract has none."""
-        evaluation = self.contract.evaluation
-        found = {"task": read_rows(evaluation.task, "evaluation")}
-        if evaluation.retention is not None:
-            found["retention"] = read_rows(evaluation.retention, "evaluation")
-        return found
 
     @cached_property
     def rows(self) -> TrainingRows:
@@ -143,13 +121,6 @@ class Run:
         ]
 
     @cached_property
-    def stop_ids(self) -> tuple[int, ...]:
-        """The ids that end a generated answer: the model's own, and the one trained on."""
-        turn = [Message("user", "?")]
-        trained = encode_answer(self.template, self.tokenizer, turn, "!")[-1]
-        return tuple(dict.fromkeys((*self.tokenizer.eos_ids, trained)))
-
-    @cached_property
     def shared_system(self) -> str | None:
         """The system message that every training row begins with, if there is one."""
         rows = (row.prompt if isinstance(row, Pair) else row.messages for row in self.training)
@@ -158,34 +129,12 @@ class Run:
 
     def prompt_ids(self, item: Item, with_examples: bool = False) -> tuple[int, ...]:
         """Return an item's prompt; the examples stand between its system message and its turns."""
+        if not with_examples:
+            return super().prompt_ids(item)
         messages = list(item.prompt)
-        if with_examples:
-            start = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
-            messages[start:start] = self.few_shot
-        return encode_prompt(self.template, self.tokenizer, messages, item.where)
-
-    def answer_ids(self, item: Item, answer: str) -> tuple[int, ...]:
-        """Return an answer to an item with its terminator."""
-        return encode_answer(self.template, self.tokenizer, item.prompt, answer, item.where)
-
-    @cached_property
-    def prompts(self) -> dict[str, list[tuple[int, ...]]]:
-        """The items' prompts by set, as the base and the tuned model read them."""
-        return {name: [self.prompt_ids(i) for i in items] for name, items in self.items.items()}
-
-    def choice_ids(self, item: Item) -> list[tuple[int, ...]]:
-        """Return the ids by which an item's choices are compared.
-
-        A pair's sides are scored as they are trained, terminator included. Other choices are
-        scored without it, so that having learned to stop does not pass for knowing more; only
-        where one choice begins another is the terminator needed to tell them apart.
-        """
-        whole = [self.answer_ids(item, choice) for choice in item.choices or ()]
-        if item.is_pair:
-            return whole
-        bare = [ids[:-1] for ids in whole]
-        nested = any(a != b and b[: len(a)] == a for a in bare for b in bare)
-        return whole if nested else bare
+        start = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
+        messages[start:start] = self.few_shot
+        return super().prompt_ids(replace(item, prompt=tuple(messages)))
 
     @cached_property
     def data_hashes(self) -> dict[str, str]:

@@ -12,7 +12,7 @@ from tunemath.pipeline.run import Run
 if TYPE_CHECKING:
     from tunemath.runner.merging import MergeOptions
 
-__all__ = ["ask", "merge"]
+__all__ = ["ask", "merge", "need_update"]
 
 _PROBES = 8
 
@@ -25,7 +25,7 @@ def ask(run: Run, prompt: str, system: str | None = None) -> dict[str, str]:
     from tunemath.runner.answering import generate
     from tunemath.runner.models import choose_device, load_adapter, load_base
 
-    _need_adapter(run)
+    need_update(run)
     system = run.folder.read("plan.json")["data"]["shared_system"] if system is None else system
     messages = [Message("system", system)] if system else []
     ids = encode_prompt(run.template, run.tokenizer, [*messages, Message("user", prompt)])
@@ -55,7 +55,7 @@ def merge(run: Run, out: Path | None = None, options: MergeOptions | None = None
     from tunemath.pipeline.products import merge_into
     from tunemath.runner.models import why_not_merged
 
-    _need_adapter(run)
+    need_update(run)
     why = why_not_merged(run.contract.space)
     if why is not None:
         raise ModelError(f"nothing to merge: {why}; deploy {run.update} beside the base")
@@ -66,6 +66,7 @@ def merge(run: Run, out: Path | None = None, options: MergeOptions | None = None
     return merge_into(run.model, run.update, folder, options, (rows, "training rows"), run.progress)
 
 
-def _need_adapter(run: Run) -> None:
+def need_update(run: Run) -> None:
+    """Refuse a run that has trained nothing yet."""
     if run.folder.recorded("train") is None:
         raise RunError(f"{run.folder.path} has no trained adapter yet; `tunemath run` trains it")

@@ -20,11 +20,19 @@ if TYPE_CHECKING:
         example_code,
         loading_code,
     )
+    from tunemath.report.curves import (
+        rank_figures,
+    )
     from tunemath.report.html import (
         html_report,
     )
     from tunemath.report.ledger import (
         ledger_view,
+    )
+    from tunemath.report.ranks import (
+        rank_advice,
+        rank_page,
+        rank_view,
     )
     from tunemath.report.spectra import (
         spectra_page,
@@ -33,6 +41,9 @@ if TYPE_CHECKING:
     from tunemath.report.stages import (
         arms_view,
         training_view,
+    )
+    from tunemath.report.svg import (
+        standalone_svg,
     )
     from tunemath.report.terminal import (
         checklist_view,
@@ -55,10 +66,15 @@ __all__ = [
     "model_card",
     "movement_view",
     "plan_view",
+    "rank_advice",
+    "rank_figures",
+    "rank_page",
+    "rank_view",
     "scorecard_view",
     "spectra_page",
     "spectra_view",
     "spectrum_view",
+    "standalone_svg",
     "summary_view",
     "training_view",
 ]
@@ -74,10 +90,15 @@ _HOMES = {
     "model_card": "card",
     "movement_view": "terminal",
     "plan_view": "terminal",
+    "rank_advice": "ranks",
+    "rank_figures": "curves",
+    "rank_page": "ranks",
+    "rank_view": "ranks",
     "scorecard_view": "terminal",
     "spectra_page": "spectra",
     "spectra_view": "spectra",
     "spectrum_view": "terminal",
+    "standalone_svg": "svg",
     "summary_view": "terminal",
     "training_view": "stages",
 }

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-__all__ = ["ACCENT", "BAD", "INK", "LINE", "MUTED", "SECOND", "inline_svg"]
+__all__ = ["ACCENT", "BAD", "INK", "LINE", "MUTED", "SECOND", "inline_svg", "standalone_svg"]
 
 INK, MUTED, LINE = "#0b0001", "#0b0002", "#0b0003"
 ACCENT, SECOND, BAD = "#0b0004", "#0b0005", "#0b0006"
@@ -27,6 +27,12 @@ _ROLES = {
     SECOND: "var(--second, currentColor)",
     BAD: "var(--bad, currentColor)",
 }
+# The page's colours by day, and the paper, for a drawing that stands in a file of its own.
+_LIGHT = {
+    "ink": "#1d1b18", "muted": "#5d5850", "line": "#b9b1a3",
+    "accent": "#1c5a9e", "second": "#8f5416", "bad": "#a3231c",
+}  # fmt: skip
+_PAPER = "#fdfcfa"
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "tunemath",
@@ -83,6 +89,19 @@ def inline_svg(
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         drawing.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     return _inline(buffer.getvalue(), name, title, alt)
+
+
+def standalone_svg(inline: str) -> str:
+    """Return an inline drawing as an SVG file of its own, in the colours of the page by day."""
+    text = re.sub(r"var\(--(\w+), currentColor\)", lambda match: _LIGHT[match[1]], inline)
+    head, _, body = text.partition(">")
+    view = re.search(r'viewBox="([^"]+)"', head)
+    x, y, width, height = (view[1] if view else "0 0 338 216").split()
+    return (
+        f'{head} xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        'font-family="system-ui, Helvetica, Arial, sans-serif">'
+        f'<rect x="{x}" y="{y}" width="{width}" height="{height}" fill="{_PAPER}"/>{body}\n'
+    )
 
 
 def _inline(text: str, name: str, title: str, alt: str) -> str:

@@ -127,7 +127,7 @@ def kl(tuned: States, base: States) -> Tensor:
             for some in torch.arange(len(tuned.values)).split(_ROWS)
         )
         return torch.cat(list(blocks))
-    if head.lora is None and head.weight is other.weight:
+    if head.lora is None and head.weight is other.weight and head.bias is other.bias:
         return linear_kl(tuned.values, base.values, head.weight, **head.options)
     return linear_kl(
         tuned.values, base.values, head.weight, other.weight, base_bias=other.bias, **head.options
