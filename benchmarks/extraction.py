@@ -24,14 +24,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure import in_its_own_process, machine, require_quiet
+from measure import in_its_own_process, machine, peak_anonymous, require_quiet
 from safetensors.torch import load_file, save_file
 
 from tunemath.space import lora_factors
@@ -137,29 +135,6 @@ def resizing(adapter: Path, rounds: int) -> dict[str, Any]:
                 seconds["kohya"].append(time.perf_counter() - start)
     medians = {who: statistics.median(each) for who, each in seconds.items()}
     return {"rank": rank, "seconds": medians, "relative_error": errors}
-
-
-def peak_anonymous(run: Callable[[], Any]) -> float:
-    """Return the peak of anonymous memory above the level before, in MB."""
-    before, peak, done = anonymous(), [0.0], threading.Event()
-
-    def sample() -> None:
-        while not done.wait(0.001):
-            peak[0] = max(peak[0], anonymous())
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
-        run()
-    finally:
-        done.set()
-        thread.join()
-    return peak[0] - before
-
-
-def anonymous() -> float:
-    text = Path("/proc/self/status").read_text()
-    return int(re.search(r"RssAnon:\s+(\d+)", text)[1]) / 1000  # type: ignore[index]
 
 
 def synthetic(folder: Path, seed: int, rows: int, columns: int, count: int) -> Path:

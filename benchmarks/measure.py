@@ -10,6 +10,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -136,6 +137,28 @@ def peak_extra(run: Callable[[], Any]) -> tuple[float, float]:
     extra = (_status("VmHWM") - before) / 1024
     del keep
     return extra, seconds
+
+
+def peak_anonymous(run: Callable[[], Any]) -> float:
+    """Return the peak of anonymous memory above the level before, in MB."""
+    before, peak, done = _anonymous(), [0.0], threading.Event()
+
+    def sample() -> None:
+        while not done.wait(0.001):
+            peak[0] = max(peak[0], _anonymous())
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        run()
+    finally:
+        done.set()
+        thread.join()
+    return peak[0] - before
+
+
+def _anonymous() -> float:
+    return _status("RssAnon") / 1000
 
 
 def _trim() -> None:

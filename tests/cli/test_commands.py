@@ -227,7 +227,7 @@ def test_merge(call, runs, tmp_path):
     code, out, _ = call("merge", "tiny", "--runs", runs, "--out", tmp_path / "merged", "--json")
     assert code == 0
     proof = strict_json(out)
-    assert proof["max_logit_difference"] <= proof["tolerance"]
+    assert proof["adapter_vs_reloaded_merged"]["max_logit_difference"] <= proof["tolerance"]
     assert (tmp_path / "merged/model.safetensors").is_file()
     code, _, err = call("merge", "tiny", "--runs", runs, "--out", tmp_path / "merged")
     assert code == 2

@@ -130,7 +130,10 @@ def _until(process, words: str) -> str:
 def test_the_page_is_served_until_ctrl_c(tmp_path):
     command = [sys.executable, "-c", "from tunemath.cli import main; main()"]
     command += ["learn", "--web", "--no-browser", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=tmp_path, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, cwd=tmp_path, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job's may be ignored
+    ) as process:  # fmt: skip
         assert process.stdout
         lines = [process.stdout.readline() for _ in range(4)]
         address = json.loads("".join(lines))["url"]
@@ -139,4 +142,7 @@ def test_the_page_is_served_until_ctrl_c(tmp_path):
         ) as page:
             assert b"<title>The maths of fine-tuning</title>" in page.read()
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+        try:
+            assert process.wait(10) == 0
+        finally:
+            process.kill()

@@ -32,6 +32,7 @@ PRODUCTS = (
     "baselines.json",
     "training.json",
     "artefact.json",
+    "adapter/tunemath.json",
     "evaluation.json",
     "movement.json",
     "spectrum.json",

@@ -102,7 +102,7 @@ def test_the_whole_road(shared_job, tmp_path, name, kind):
     assert_example_runs(run, card, name)
     assert ask(run, "red 5000")["tuned"] is not None
     if name in MERGED:
-        assert merge(run)["max_logit_difference"] <= 1e-3
+        assert merge(run)["adapter_vs_reloaded_merged"]["max_logit_difference"] <= 1e-3
     else:
         with pytest.raises(
             ModelError, match=r"nothing to merge: an? .*; deploy .* beside the base"

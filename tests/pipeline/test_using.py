@@ -93,3 +93,20 @@ def test_a_merged_model_that_differs_is_not_written(sft_run, tmp_path, monkeypat
     with pytest.raises(ModelError, match=r"differs from the adapter by .* nothing was written"):
         merge(sft_run, tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_merged_model_gives_the_same_answers_to_every_item(sft_run, tmp_path):
+    items = merge(sft_run, tmp_path / "merged", items=True)["items"]
+    for name, of_run in sft_run.items.items():
+        assert items[name] == {"items": len(of_run), "same": len(of_run), "apart": []}
+
+
+def test_an_answer_that_differs_is_named(sft_run, copied, tmp_path):
+    run = Run(sft_run.contract, copied(sft_run))
+    path = run.folder.path / "items/tuned.task.jsonl"
+    first, *rest = path.read_text("utf-8").splitlines()
+    changed = json.dumps({**json.loads(first), "output": "something else"})
+    path.write_text("\n".join([changed, *rest]) + "\n", "utf-8")
+    task = merge(run, tmp_path / "merged", items=True)["items"]["task"]
+    assert task["apart"] == [json.loads(first)["id"]]
+    assert task["same"] == task["items"] - 1

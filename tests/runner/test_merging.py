@@ -1,6 +1,11 @@
+"""Merged models: held against PEFT's own merging, on disk whole or not at all, and refused."""
+
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -145,6 +150,37 @@ def test_shards_are_the_bases_or_of_the_size_asked_for(tmp_path):
     sizes = [path.stat().st_size for path in (tmp_path / "cut").glob("*.safetensors")]
     assert max(sizes) < 21_000 + 2_000
     torch.testing.assert_close(logits(load(tmp_path / "cut")), logits(load(tmp_path / "out")))
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tunemath.runner.merging import MergeOptions, merge_update
+from tunemath.runner.resolve import ResolvedModel
+
+base, adapter, out = map(Path, sys.argv[1:])
+
+def killed(what, done, total):
+    if what == "merging" and done == total // 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+model = ResolvedModel("base", base, None, None, False)
+merge_update(model, adapter, out, MergeOptions(), progress=killed)
+"""
+
+
+def test_a_kill_in_the_middle_leaves_no_product_and_the_next_one_is_whole(tmp_path):
+    save_base(tmp_path / "base", max_shard_size="30KB")
+    save_adapter(tmp_path / "adapter", tmp_path / "base", **ALL)
+    folders = [tmp_path / name for name in ("base", "adapter", "out")]
+    done = subprocess.run([sys.executable, "-c", KILLED, *map(str, folders)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    merge_update(resolved(folders[0]), folders[1], folders[2], MergeOptions())
+    expected = logits(live(folders[0], folders[1]))
+    torch.testing.assert_close(logits(load(folders[2])), expected, rtol=0, atol=2e-5)
+    left = {path.name for path in tmp_path.iterdir() if path.is_dir()}
+    assert left == {"base", "adapter", "out"}
 
 
 def test_rounding_that_erases_the_update_is_measured(tmp_path):

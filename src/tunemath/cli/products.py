@@ -53,6 +53,9 @@ def _merge(
     no_probe: Annotated[
         bool, typer.Option("--no-probe", help="Do not read it back, nor compare logits.")
     ] = False,
+    items: Annotated[
+        bool, typer.Option("--items", help="Of a run: answer its items too, and compare each.")
+    ] = False,
     runs: Runs = _RUNS,
     as_json: AsJson = False,
 ) -> None:
@@ -72,6 +75,8 @@ def _merge(
 
     if dtype not in (*_DTYPES, None):
         raise ContractError(f"--dtype {dtype}: expected one of {', '.join(_DTYPES)}")
+    if adapter is not None and items:
+        raise ContractError("--items is of a run, which has items; give RUN alone")
     if adapter is not None and out is None:
         raise ContractError("--out is missing: where to write the merged model")
     try:
@@ -83,7 +88,7 @@ def _merge(
         if adapter is None or out is None:
             run = find_run(name, runs)
             run.progress = progress
-            proof = merge(run, out, options)
+            proof = merge(run, out, options, items)
         else:
             proof = merge_into(base_at(name), adapter, out, options, progress=progress)
     if as_json:
@@ -156,7 +161,11 @@ def _how(proof: dict[str, Any]) -> str:
     changed = proof.get("weights", {}).get("changed")
     tensors = f", {changed} tensors changed" if changed is not None else ""
     untied = "; head and embedding are apart now" if proof["untied"] else ""
-    return f"{proof['dtype']}{tensors}, {proof['computed']}{untied}"
+    alike = "".join(
+        f"; {each['same']} of {each['items']} {name} items answered alike"
+        for name, each in proof.get("items", {}).items()
+    )
+    return f"{proof['dtype']}{tensors}, {proof['computed']}{untied}{alike}"
 
 
 def _show(title: str, proof: dict[str, Any]) -> None:

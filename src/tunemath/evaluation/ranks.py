@@ -42,8 +42,8 @@ def lost_movement(
     ``cut`` (n,) is KL(tuned ‖ cut) in nats, summed over an item's answer tokens; ``moved`` (n,)
     KL(tuned ‖ base), the same. Returns ``Σ cut / Σ moved`` and the ends of its bootstrap interval.
 
-    >>> lost_movement([0.1, 0.2], [1.0, 2.0])
-    Interval(estimate=0.1, low=0.1, high=0.1)
+    >>> lost_movement([0.25, 0.5], [1.0, 2.0])
+    Interval(estimate=0.25, low=0.25, high=0.25)
     """
     weights = np.asarray(moved, dtype=np.float64)
     if not weights.size or not weights.sum() > 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,12 +31,13 @@ def merge_into(
     out: Path,
     options: MergeOptions | None = None,
     rows: tuple[Sequence[Row], str] | None = None,
+    answers: Callable[[Path], dict[str, Any]] | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Merge a saved update into its base, a tensor at a time; return the proof and its findings."""
     from tunemath.runner.merging import MergeOptions, merge_update
 
-    evidence = merge_update(base, adapter, out, options or MergeOptions(), rows, progress)
+    evidence = merge_update(base, adapter, out, options or MergeOptions(), rows, answers, progress)
     return {**evidence, "findings": _findings(evidence)}
 
 

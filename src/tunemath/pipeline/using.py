@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunemath.errors import ModelError, RunError
 from tunemath.mask import Message, encode_prompt
+from tunemath.pipeline.measuring import answered
 from tunemath.pipeline.run import Run
+from tunemath.storage import read_jsonl
 
 if TYPE_CHECKING:
     from tunemath.runner.merging import MergeOptions
@@ -46,11 +50,17 @@ def ask(run: Run, prompt: str, system: str | None = None) -> dict[str, str]:
     }
 
 
-def merge(run: Run, out: Path | None = None, options: MergeOptions | None = None) -> dict[str, Any]:
+def merge(
+    run: Run,
+    out: Path | None = None,
+    options: MergeOptions | None = None,
+    items: bool = False,
+) -> dict[str, Any]:
     """Write the merged model, tokenizer and template beside it, once it is proven to answer alike.
 
     The folder appears whole, and only if the merged model read back from disk gives the adapter's
-    logits on training rows within the tolerance.
+    logits on training rows within the tolerance. With ``items`` it also answers every item of the
+    run, and the proof says how many of the answers are those of the tuned model.
     """
     from tunemath.pipeline.products import merge_into
     from tunemath.runner.models import why_not_merged
@@ -63,7 +73,27 @@ def merge(run: Run, out: Path | None = None, options: MergeOptions | None = None
     rows = [
         (row.input_ids, row.supervised) for example in run.examples[:_PROBES] for row in example
     ]
-    return merge_into(run.model, run.update, folder, options, (rows, "training rows"), run.progress)
+    about = rows, "training rows"
+    ask = partial(_answered_alike, run) if items else None
+    return merge_into(run.model, run.update, folder, options, about, ask, run.progress)
+
+
+def _answered_alike(run: Run, product: Path) -> dict[str, Any]:
+    """Answer a run's items with a product; return how many answers are the tuned model's."""
+    from tunemath.runner.models import choose_device, load_base
+
+    model = load_base(replace(run.model, folder=product), *choose_device())
+    found = {}
+    for name, items in run.items.items():
+        before = read_jsonl(run.folder.path / f"items/tuned.{name}.jsonl")
+        rows, _ = answered(run, model, items, run.prompts[name], f"{name} items, merged")
+        apart = [
+            new["id"]
+            for new, old in zip(rows, before, strict=True)
+            if new["output"] != old["output"]
+        ]
+        found[name] = {"items": len(rows), "same": len(rows) - len(apart), "apart": apart}
+    return found
 
 
 def need_update(run: Run) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -66,11 +66,13 @@ def merge_update(
     out: Path,
     options: MergeOptions,
     rows: tuple[Sequence[Row], str] | None = None,
+    answers: Callable[[Path], dict[str, Any]] | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Write the base with a saved update in it to a new folder, and return the proof.
 
     ``rows`` are token ids to compare logits on, and what to call them; built-in prompts if None.
+    ``answers`` asks the finished folder something more, for the proof.
     The folder appears whole, with tokenizer and record, and only if logits agree within the
     tolerance of its dtype.
     """
@@ -99,6 +101,8 @@ def merge_update(
             carry(source, part)
         evidence["carried"] = _carried(part)
         evidence |= beside(model, adapter, part, update)
+        if answers is not None:
+            evidence["items"] = answers(part)
         sources = (
             Source("base", model.id, evidence["base"]["sha256"]),
             Source("adapter", adapter.name, weights_hash(adapter)),

@@ -228,6 +228,8 @@ def _stops_as_trained(artefact: Mapping[str, Any]) -> Outcome:
             Status.INSUFFICIENT_EVIDENCE,
             "the update has no record of what its answers ended with",
             "the trained end tokens beside the update",
+            where="tunemath.json",
+            action="ask who trained it which token ends an answer",
         )
     missing = [token for token in stop["trained"] if token not in stop["stops"]]
     return Outcome(
@@ -259,6 +261,7 @@ PRODUCT_CHECKS: tuple[Check, ...] = (
             "adapters-stacked-wrongly",
             "qlora-merge-wrong-base",
         ),
+        required=False,
     ),
     Check(
         "update-survives-rounding",
