@@ -234,6 +234,27 @@ def test_merge(call, runs, tmp_path):
     assert "exists already" in err
 
 
+def test_merge_says_how_many_items_are_answered_alike_and_what_is_a_tie(
+    call, runs, tmp_path, monkeypatch
+):
+    merge = ("merge", "tiny", "--runs", runs, "--items", "--out")
+    path = runs / "tiny/items/tuned.task.jsonl"
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    code, out, _ = call(*merge, tmp_path / "first")
+    assert code == 0
+    assert f"; {len(rows)} of {len(rows)} task items answered alike;" in " ".join(out.split())
+    rows[0]["output"] = "else"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    said = f"; {len(rows) - 1} of {len(rows)} task items answered alike"
+    code, out, _ = call(*merge, tmp_path / "second")
+    assert code == 0
+    assert f"{said};" in " ".join(out.split())
+    monkeypatch.setattr("tunemath.runner.answering.shortfall", lambda *_: 4e-6)
+    code, out, _ = call(*merge, tmp_path / "third")
+    assert code == 0
+    assert f"{said}, 1 more but for a tie of logits;" in " ".join(out.split())
+
+
 @pytest.mark.parametrize("command", [("try", "nope", "hello"), ("merge", "nope")])
 def test_a_run_that_is_not_there(call, runs, command):
     code, out, err = call(*command, "--runs", runs)

@@ -108,5 +108,28 @@ def test_an_answer_that_differs_is_named(sft_run, copied, tmp_path):
     changed = json.dumps({**json.loads(first), "output": "something else"})
     path.write_text("\n".join([changed, *rest]) + "\n", "utf-8")
     task = merge(run, tmp_path / "merged", items=True)["items"]["task"]
-    assert task["apart"] == [json.loads(first)["id"]]
     assert task["same"] == task["items"] - 1
+    (apart,) = task["apart"]
+    assert apart["id"] == json.loads(first)["id"]
+    item = run.items["task"][0]
+    prompt, answer = run.prompt_ids(item), run.answer_ids(item, "something else")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    worst = 0.0
+    with torch.no_grad():
+        for place, token in enumerate(answer):
+            logits = model(input_ids=torch.tensor([[*prompt, *answer[:place]]])).logits[0, -1]
+            worst = max(worst, float(logits.max() - logits[token]))
+    assert apart["gap"] == pytest.approx(worst, rel=1e-4) and worst > 1
+
+
+def test_a_choice_that_differs_is_named_with_what_it_lost_by(sft_run, copied, tmp_path):
+    run = Run(sft_run.contract, copied(sft_run))
+    path = run.folder.path / "items/tuned.retention.jsonl"
+    first, *rest = path.read_text("utf-8").splitlines()
+    row = json.loads(first)
+    other = next(each for each in run.items["retention"][0].choices if each != row["output"])
+    path.write_text("\n".join([json.dumps({**row, "output": other}), *rest]) + "\n", "utf-8")
+    found = merge(run, tmp_path / "merged", items=True)["items"]["retention"]
+    (apart,) = found["apart"]
+    lost = max(row["logprobs"]) - row["logprobs"][run.items["retention"][0].choices.index(other)]
+    assert apart == {"id": row["id"], "gap": pytest.approx(lost, rel=1e-3)}

@@ -9,7 +9,7 @@ import torch
 from small_models import PAD, draw, log_softmax_of, make_llama, make_sliding
 
 from tunemath.mask import common_prefix
-from tunemath.runner.answering import generate, score_choices
+from tunemath.runner.answering import generate, score_choices, shortfall
 from tunemath.runner.prefix import SharedPrefix
 
 STOP = (2, 7)
@@ -146,3 +146,22 @@ def test_the_pad_id_has_no_influence(llama, pad):
         for p in (1, pad)
     )
     assert first == again
+
+
+def test_shortfall_is_how_far_the_worst_token_stays_below_the_first(llama):
+    generator = random.Random(5)
+    prompt, answer = draw(generator, 6, 6), draw(generator, 5, 5)
+    worst, ids = 0.0, list(prompt)
+    for token in answer:
+        values = log_softmax_of(llama, ids)[-1]
+        worst = max(worst, float(values.max() - values[token]))
+        ids.append(token)
+    assert worst > 0.1
+    assert shortfall(llama, prompt, answer) == pytest.approx(worst, rel=1e-4)
+
+
+def test_a_greedy_answer_has_no_shortfall(llama):
+    prompt = draw(random.Random(6), 8, 8)
+    settings = {"stop": STOP, "pad": PAD, "max_new_tokens": 6, "batch_size": 1}
+    answer = generate(llama, [prompt], **settings, tick=lambda done: None)[0]
+    assert shortfall(llama, prompt, answer.tokens) == pytest.approx(0.0, abs=1e-5)

@@ -163,9 +163,16 @@ def _how(proof: dict[str, Any]) -> str:
     untied = "; head and embedding are apart now" if proof["untied"] else ""
     alike = "".join(
         f"; {each['same']} of {each['items']} {name} items answered alike"
+        + _ties(each["apart"], proof.get("tolerance", 0.0))
         for name, each in proof.get("items", {}).items()
     )
     return f"{proof['dtype']}{tensors}, {proof['computed']}{untied}{alike}"
+
+
+def _ties(apart: list[dict[str, Any]], tolerance: float) -> str:
+    """Say how many of the answers that differ are ties, which rounding may decide either way."""
+    ties = sum(each["gap"] <= tolerance for each in apart)
+    return f", {ties} more but for a tie of logits" if ties else ""
 
 
 def _show(title: str, proof: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunemath.errors import ModelError, RunError
-from tunemath.mask import Message, encode_prompt
+from tunemath.mask import Item, Message, encode_prompt
 from tunemath.pipeline.measuring import answered
 from tunemath.pipeline.run import Run
 from tunemath.storage import read_jsonl
@@ -60,7 +60,7 @@ def merge(
 
     The folder appears whole, and only if the merged model read back from disk gives the adapter's
     logits on training rows within the tolerance. With ``items`` it also answers every item of the
-    run, and the proof says how many of the answers are those of the tuned model.
+    run, and the proof says which of the answers are not those of the tuned model.
     """
     from tunemath.pipeline.products import merge_into
     from tunemath.runner.models import why_not_merged
@@ -79,7 +79,11 @@ def merge(
 
 
 def _answered_alike(run: Run, product: Path) -> dict[str, Any]:
-    """Answer a run's items with a product; return how many answers are the tuned model's."""
+    """Answer a run's items with a product; return which answers are not the tuned model's.
+
+    Beside each stands by how much the product prefers its own: of a generated answer the
+    `shortfall` of the tuned model's in logits, of a choice the difference in nats.
+    """
     from tunemath.runner.models import choose_device, load_base
 
     model = load_base(replace(run.model, folder=product), *choose_device())
@@ -88,12 +92,23 @@ def _answered_alike(run: Run, product: Path) -> dict[str, Any]:
         before = read_jsonl(run.folder.path / f"items/tuned.{name}.jsonl")
         rows, _ = answered(run, model, items, run.prompts[name], f"{name} items, merged")
         apart = [
-            new["id"]
-            for new, old in zip(rows, before, strict=True)
+            {"id": new["id"], "gap": _preferred(run, model, item, old, new)}
+            for item, old, new in zip(items, before, rows, strict=True)
             if new["output"] != old["output"]
         ]
         found[name] = {"items": len(rows), "same": len(rows) - len(apart), "apart": apart}
     return found
+
+
+def _preferred(
+    run: Run, model: Any, item: Item, old: dict[str, Any], new: dict[str, Any]
+) -> float:
+    from tunemath.runner.answering import shortfall
+
+    if item.choices is not None:
+        return max(new["logprobs"]) - new["logprobs"][item.choices.index(old["output"])]
+    answer = run.answer_ids(item, old["output"])
+    return shortfall(model, run.prompt_ids(item), answer if old["finished"] else answer[:-1])
 
 
 def need_update(run: Run) -> None:

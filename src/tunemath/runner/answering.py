@@ -13,7 +13,7 @@ from tunemath.mask import common_prefix
 from tunemath.runner.prefix import SharedPrefix, pad_right
 from tunemath.runner.quiet import quiet_libraries
 
-__all__ = ["Answer", "generate", "score_choices"]
+__all__ = ["Answer", "generate", "score_choices", "shortfall"]
 
 Tick = Callable[[int], None]
 
@@ -85,6 +85,19 @@ def _until_stop(row: list[int], stop: set[int]) -> Answer:
         if token in stop:
             return Answer(tuple(row[:place]), True)
     return Answer(tuple(row), False)
+
+
+@torch.inference_mode()
+def shortfall(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> float:
+    """Return how far, at most, a token of an answer stays below the likeliest in its logit.
+
+    0 if a greedy model gives this answer. At a tie the order of float sums decides which of two
+    answers it gives; the other then has a shortfall of a rounding error.
+    """
+    ids = torch.tensor([[*prompt, *answer]], device=model.device)
+    logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].float()
+    taken = logits.gather(1, ids[0, len(prompt) :, None])[:, 0]
+    return float((logits.amax(dim=1) - taken).max())
 
 
 @torch.inference_mode()
