@@ -100,9 +100,7 @@ def _answered_alike(run: Run, product: Path) -> dict[str, Any]:
     return found
 
 
-def _preferred(
-    run: Run, model: Any, item: Item, old: dict[str, Any], new: dict[str, Any]
-) -> float:
+def _preferred(run: Run, model: Any, item: Item, old: dict[str, Any], new: dict[str, Any]) -> float:
     from tunemath.runner.answering import shortfall
 
     if item.choices is not None:
