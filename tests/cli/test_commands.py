@@ -252,7 +252,7 @@ def test_merge_says_how_many_items_are_answered_alike_and_what_is_a_tie(
     monkeypatch.setattr("tunemath.runner.answering.shortfall", lambda *_: 4e-6)
     code, out, _ = call(*merge, tmp_path / "third")
     assert code == 0
-    assert f"{said}, 1 more but for a tie of logits;" in " ".join(out.split())
+    assert f"{said}, 1 more but for rounding;" in " ".join(out.split())
 
 
 @pytest.mark.parametrize("command", [("try", "nope", "hello"), ("merge", "nope")])

@@ -166,6 +166,23 @@ def test_a_tied_head_that_diverged_is_named(tmp_path, fault):
     assert said in findings["head-and-embedding-as-declared"]["measured"]
 
 
+def test_a_head_that_was_untied_on_purpose_is_said_to_be(tmp_path):
+    save_base(tmp_path / "base", "tied")
+    save_adapter(tmp_path / "adapter", tmp_path / "base", target_modules=["lm_head"], r=4)
+    adapter = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    a, b = (adapter[f"base_model.model.lm_head.lora_{x}.weight"] for x in "AB")
+    scale = live(tmp_path / "base", tmp_path / "adapter").base_model.model.lm_head.scaling
+    tensors = load_file(tmp_path / "base/model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + scale["default"] * b @ a
+    write(tmp_path, tensors, tie_word_embeddings=False)
+    verdict, findings = judged(tmp_path)
+    assert verdict["exit_code"] == 0
+    finding = findings["head-and-embedding-as-declared"]
+    assert finding["measured"] == (
+        "head and embedding are apart on purpose, since the update moves one only"
+    )
+
+
 def test_a_token_without_a_trained_row_is_named(pair):
     from tokenizers import Tokenizer, models
 

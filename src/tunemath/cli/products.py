@@ -170,9 +170,9 @@ def _how(proof: dict[str, Any]) -> str:
 
 
 def _ties(apart: list[dict[str, Any]], tolerance: float) -> str:
-    """Say how many of the answers that differ are ties, which rounding may decide either way."""
+    """Say how many of the answers that differ are nearer to a tie than rounding moves logits."""
     ties = sum(each["gap"] <= tolerance for each in apart)
-    return f", {ties} more but for a tie of logits" if ties else ""
+    return f", {ties} more but for rounding" if ties else ""
 
 
 def _show(title: str, proof: dict[str, Any]) -> None:

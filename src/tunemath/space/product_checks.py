@@ -164,13 +164,7 @@ def _head_as_declared(artefact: Mapping[str, Any]) -> Outcome:
         state += " on purpose, since the update moves one only"
     return Outcome(
         Status.FAIL if wrong else Status.PASS,
-        "; ".join(wrong)
-        or f"head and embedding are {state}"
-        + (
-            " on purpose, since the update moves one only"
-            if head["was_tied"] and not should
-            else ""
-        ),
+        "; ".join(wrong) or f"head and embedding are {state}",
         "config.json and weights agree with what the update moved",
         where="tie_word_embeddings and the head's weight" if wrong else "",
         action="merge again with `tunemath merge`, which writes both and says so" if wrong else "",
