@@ -50,6 +50,7 @@ def _whole_figure(rank: Mapping[str, Any], curve: Mapping[str, Any]) -> Figure:
         if scored:
             _score_panel(grid[0], rank, points)
         _share_panel(grid[-2], points, first, rank["share"])
+        grid[-2].legend(loc="lower right", bbox_to_anchor=(0.94, 0.02))
         grid[-2].set_title("Kept of the movement, and of the energy, %", **_TITLE)
         _nats_panel(grid[-1], points, list(rank["sets"]))
         for axes in grid:
@@ -72,7 +73,7 @@ def _whole_figure(rank: Mapping[str, Any], curve: Mapping[str, Any]) -> Figure:
     )
     if scored:
         caption += " Dotted: what may be lost of the score and of the movement."
-    title, size = "Which rank was needed", (4.7, 5.2 if scored else 3.7)
+    title, size = "Which rank was needed", (4.7, 5.6 if scored else 4.1)
     return Figure("rank", title, caption, alt + ".", inline_svg("rank", title, alt, paint, size))
 
 
@@ -92,9 +93,7 @@ def _score_panel(axes: Axes, rank: Mapping[str, Any], points: Sequence[Mapping[s
     axes.locator_params(axis="y", nbins=4)
 
 
-def _share_panel(
-    axes: Axes, points: Sequence[Mapping[str, Any]], first: str, share: float, *, words: bool = True
-) -> None:
+def _share_panel(axes: Axes, points: Sequence[Mapping[str, Any]], first: str, share: float) -> None:
     place = [_place(row["rank"]) for row in points]
     lost = [row["sets"][first]["lost"] for row in points]
     kept, low, high = (
@@ -109,8 +108,6 @@ def _share_panel(
     axes.plot([place[0], place[-1]], bound, color=BAD, linewidth=1, linestyle=(0, (1, 2)))
     axes.set_ylim(max(-60.0, min(0.0, float(kept.min()))) - 3, 104)
     axes.locator_params(axis="y", nbins=5)
-    if words:
-        axes.legend(loc="lower right")
 
 
 def _nats_panel(axes: Axes, points: Sequence[Mapping[str, Any]], sets: Sequence[str]) -> None:
@@ -132,7 +129,7 @@ def _nats_panel(axes: Axes, points: Sequence[Mapping[str, Any]], sets: Sequence[
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_title("Nats per answer token", **_TITLE)
     axes.tick_params(axis="y", which="minor", length=0)
-    axes.legend(loc="lower left", fontsize=7, handlelength=2.2)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.42), ncols=2, handlelength=2.2)
 
 
 def _block_figure(rank: Mapping[str, Any], curves: Sequence[Mapping[str, Any]]) -> Figure:
@@ -145,13 +142,15 @@ def _block_figure(rank: Mapping[str, Any], curves: Sequence[Mapping[str, Any]]) 
         grid = drawing.subplots(lines, columns, sharey=True, squeeze=False).ravel()
         for axes in grid[len(curves) :]:
             axes.set_axis_off()
-        for number_, (axes, curve) in enumerate(zip(grid, curves, strict=False)):
-            _share_panel(axes, curve["points"], first, share, words=number_ == 0)
+        for axes, curve in zip(grid, curves, strict=False):
+            _share_panel(axes, curve["points"], first, share)
             held = rank["update"]["blocks"][curve["block"]]["energy"]
             name = clean(curve["block"])
             axes.set_title(f"{name[0].upper()}{name[1:]} ({percent(held, 0)} of ‖ΔW‖²)", **_TITLE)
             axes.axvline(_place(curve["needed"]), color=INK, linewidth=0.8, linestyle=_DASHED)
             _rank_axis(axes, curve["points"], 8)
+        words = grid[0].get_legend_handles_labels()
+        drawing.legend(*words, loc="outside lower center", ncols=2)
 
     parts = [f"{clean(curve['block'])} needs rank {count(curve['needed'])}" for curve in curves]
     alt = "Each block cut alone: " + ", ".join(parts)
@@ -161,7 +160,7 @@ def _block_figure(rank: Mapping[str, Any], curves: Sequence[Mapping[str, Any]]) 
         "was in the base. Dotted: what a block alone may lose."
     )
     title, lines = "Which block needed it", -(-len(curves) // 2)
-    svg = inline_svg("rank-blocks", title, alt, paint, (4.7, 2.2 * lines))
+    svg = inline_svg("rank-blocks", title, alt, paint, (4.7, 2.2 * lines + 0.2))
     return Figure("rank-blocks", title, caption, alt + ".", svg)
 
 
