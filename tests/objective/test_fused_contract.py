@@ -96,6 +96,14 @@ def test_the_logits_are_never_held(function, mode, products):
     assert run.peak < 4 * rows * V
 
 
+def test_a_trained_heads_logits_take_no_memory_beside_its_gradient():
+    hidden, _, targets = leaves(rows=D)
+    head = HEAD.repeat(40, 1).requires_grad_()
+    run = recorded(partial(summed, hidden, head, targets), hidden, head)
+    # A few tiles of the D rows: kept apart, the logits would be as much again.
+    assert run.peak < 1.5 * 4 * len(head) * D
+
+
 @pytest.mark.parametrize("function", [summed, losses, entropy, shared_kl])
 def test_a_half_precision_head_is_never_copied_whole(function):
     head = HEAD.half()

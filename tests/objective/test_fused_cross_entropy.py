@@ -28,7 +28,7 @@ from tunemath.objective import (
     pooled_mean,
     token_log_probs,
 )
-from tunemath.objective.fused import linear_cross_entropy, linear_token_log_probs
+from tunemath.objective.fused import Lora, linear_cross_entropy, linear_token_log_probs
 
 LOSS = HEAD | {
     "label_smoothing": (0.0, 0.1),
@@ -194,6 +194,50 @@ def test_more_rows_than_a_block_holds():
             got = losses(hidden, head, targets, chunk=chunk)
             upstream = torch.linspace(-1, 1, 2500, dtype=torch.float64)
             assert_same(got, expected, leaves, upstream)
+
+
+WAITING = {
+    "plain": {},
+    "bias": {"bias": True},
+    "lora": {"lora": True},
+    "smoothed": {"label_smoothing": 0.1, "z_loss": 0.01},
+    "capped": {"soft_cap": 7.0},
+    "deep": {"deep": True},
+}
+
+
+@pytest.mark.parametrize("options", WAITING.values(), ids=WAITING)
+@pytest.mark.parametrize(("rows", "chunk"), [(3, None), (16, None), (16, 1), (40, 9000)])
+def test_logits_that_wait_where_the_heads_gradient_will_be(rows, chunk, options):
+    """Up to D = 16 rows of 700 tokens, in three tiles, the last of them a narrower one."""
+    draw = torch.Generator().manual_seed(rows)
+    given = dict(options)
+    hidden, head, bias, A, B = (
+        torch.randn(*shape, dtype=torch.float64, generator=draw)
+        for shape in ((rows, 16), (V, 16), (V,), (4, 16), (V, 4))
+    )
+    if given.pop("deep", False):
+        hidden[::2] *= 60.0
+    leaves = {"hidden": hidden, "head": head}
+    for leaf in leaves.values():
+        leaf.requires_grad_()
+    weight = head
+    if given.pop("lora", False):
+        given["lora"] = Lora(A.requires_grad_(), B.requires_grad_(), 0.5)
+        leaves |= {"A": A, "B": B}
+        weight = head + 0.5 * B @ A
+    z = hidden @ weight.T
+    if given.pop("bias", False):
+        given["bias"] = leaves["bias"] = bias.requires_grad_()
+        z = z + bias
+    if "soft_cap" in given:
+        z = given["soft_cap"] * torch.tanh(z / given["soft_cap"])
+    targets = torch.randint(V, (rows,), generator=draw)
+    smoothing = given.get("label_smoothing", 0.0)
+    expected = torch_cross_entropy(z, targets, reduction="sum", label_smoothing=smoothing)
+    expected = expected + given.get("z_loss", 0.0) * (z.logsumexp(-1) ** 2).sum()
+    got = summed(hidden, head, targets, chunk=chunk, **given)
+    assert_same(got, expected, leaves)
 
 
 def test_nothing_selected_gives_a_sum_and_a_weight_of_zero():

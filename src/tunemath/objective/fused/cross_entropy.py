@@ -56,7 +56,7 @@ def linear_cross_entropy(
     ``label_smoothing`` is ε in [0, 1), ``z_loss`` is ζ ≥ 0; ``chunk`` is the most logits that a
     tile holds (never less than 256 tokens of 1,024 rows, nor more than the default: 2^19 on a CPU,
     2^23 in half precision, 2^26 elsewhere), and that a trained head keeps in whole rows (one at
-    least; default: 2^26, and 2^28).
+    least; default: 2^26, and 2^28) beside up to D rows that wait in its gradient's own place.
     ``backend`` "torch", "liger" or "cce" computes by that library instead. Returns the sum (nats)
     and the weight (a count, or Σ w), both 0-d: ``pooled_mean([linear_cross_entropy(…)])`` is the
     mean over the batch, and pairs of micro-batches add.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tunemath.objective.fused.head import Head
+from tunemath.objective.fused.scan import Room
 
 __all__ = [
     "ROWS",
@@ -65,6 +66,13 @@ class Gradients:
         self.A, self.B = zeros(low[0], needs.A), zeros(low[1], needs.B)
         self._begun = False
 
+    @property
+    def room(self) -> Room | None:
+        """The head's gradient as room for the tiles of up to D rows, until it is begun."""
+        if self.weight is None or self._begun or not self.weight.is_contiguous():
+            return None
+        return Room(self.weight.view(-1), self.form.width)
+
     def every(self) -> tuple[Tensor | None, ...]:
         """Return them in the order of the arguments."""
         if self.weight is not None and not self._begun:
@@ -80,15 +88,20 @@ class Gradients:
     def add_tiles(self, hidden: Tensor, tiles: list[Tensor], factor: Tensor) -> None:
         """Add Σ_n factor_n tile_n ⊗ h_n to whatever of the head trains.
 
-        ``tiles`` (N, tile) cover the vocabulary in order; the rows are scaled, not the tiles.
+        ``tiles`` (N, tile) cover the vocabulary in order, and may lie in ``room``; the rows are
+        scaled, not the tiles.
         """
         form = self.form
         exact_rows = hidden.to(form.dtype)
         rows = exact_rows * factor[:, None]
         low, back = self._low(exact_rows)
-        lo = 0
+        lo, scratch = 0, None
         for tile in tiles:
             hi = lo + tile.shape[1]
+            if self._holds(tile):
+                # A product can't be written over its own factor.
+                scratch = torch.empty_like(tile) if scratch is None else scratch
+                tile = scratch.view(-1)[: tile.numel()].view_as(tile).copy_(tile)
             if self.weight is not None:
                 form.add_outer(self.weight[lo:hi], tile, rows, fresh=not self._begun)
             if self.bias is not None:
@@ -100,6 +113,12 @@ class Gradients:
             lo = hi
         self._begun = True
         self._add_back(back, exact_rows, factor)
+
+    def _holds(self, tile: Tensor) -> bool:
+        """Return whether a tile lies where the head's gradient is to be."""
+        if self.weight is None:
+            return False
+        return tile.untyped_storage().data_ptr() == self.weight.untyped_storage().data_ptr()
 
     def add_targets(self, hidden: Tensor, ids: Tensor, factor: Tensor) -> None:
         """Add factor_n 1[v = y_n] ⊗ h_n."""

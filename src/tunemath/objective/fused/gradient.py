@@ -8,6 +8,7 @@ With S = Σ_v e_v, log Z = log S + r, smoothing ε and z-loss weight ζ a row's 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from tunemath.objective.fused.function import Budget, Gradients, Needs, blocks
 from tunemath.objective.fused.head import Head
-from tunemath.objective.fused.scan import Sums, scan
+from tunemath.objective.fused.scan import Room, Sums, scan
 
 __all__ = ["CrossEntropy"]
 
@@ -55,12 +56,7 @@ class CrossEntropy:
         """
         grads = Gradients(self.form, hidden, needs)
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        # Label smoothing keeps the slopes of a soft-cap as well.
-        copies = 2 if self.label_smoothing and self.form.soft_cap is not None else 1
-        cut = list(blocks(len(hidden), Budget(self.chunk, self.form).kept(copies)))
-        most = max((rows.stop - rows.start for rows in cut), default=0)
-        room = hidden.new_empty(most * self.form.vocab, dtype=self.form.dtype)
-        for rows in cut:
+        for rows, room in self._rooms(hidden, grads):
             w = weights[rows].double()
             sums = self._scan(hidden, rows, needs.hidden, room)
             total += (self._losses(sums) * w).sum()
@@ -71,7 +67,26 @@ class CrossEntropy:
             del sums  # before the next rows make theirs
         return total, grads
 
-    def _scan(self, hidden: Tensor, rows: slice, gradient: bool, keep: Tensor | None) -> Sums:
+    def _rooms(self, hidden: Tensor, grads: Gradients) -> Iterator[tuple[slice, Room]]:
+        """Cut the rows into blocks, each with room for its e_v.
+
+        The first may wait where the head's gradient will be, which takes nothing and saves adding
+        to it. Not with label smoothing under a soft-cap, where the slopes are kept as well.
+        """
+        n, vocab = len(hidden), self.form.vocab
+        copies = 2 if self.label_smoothing and self.form.soft_cap is not None else 1
+        most = Budget(self.chunk, self.form).kept(copies)
+        cut, room = list(blocks(n, most)), grads.room
+        first = min(n, self.form.width)
+        rest = [slice(first + a.start, first + a.stop) for a in blocks(n - first, most)]
+        if room is not None and copies == 1 and len(rest) < len(cut):
+            yield slice(0, first), room
+            cut = rest
+        size = max((rows.stop - rows.start for rows in cut), default=0)
+        flat = hidden.new_empty(size * vocab, dtype=self.form.dtype)
+        yield from ((rows, Room(flat, rows.stop - rows.start)) for rows in cut)
+
+    def _scan(self, hidden: Tensor, rows: slice, gradient: bool, keep: Room | None) -> Sums:
         return scan(
             self.form, hidden[rows], self.ids[rows], gradient=gradient, keep=keep,
             smoothing=self.label_smoothing > 0, chunk=Budget(self.chunk, self.form).tile,

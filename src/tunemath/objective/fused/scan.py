@@ -14,17 +14,26 @@ with p = 1 − 1e-9 keeps its loss of 1e-9 in float32.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tunemath.objective.fused.head import LOG2_E, Head
 
-__all__ = ["Sums", "scan", "tile_width"]
+__all__ = ["Room", "Sums", "scan", "tile_width"]
 
 # Above it, e^z W could overflow in float32: such rows are scanned again from their maximum.
 _FAR = 1e30
 _NARROWEST, _HEAD = 256, 512
+
+
+class Room(NamedTuple):
+    """Where the tiles of a scan's N rows wait: that of the tokens from lo at ``flat[lo·step:]``."""
+
+    flat: Tensor
+    step: int
+    """Numbers a token, N or more."""
 
 
 @dataclass
@@ -70,12 +79,12 @@ def scan(
     chunk: int,
     gradient: bool = False,
     smoothing: bool = False,
-    keep: Tensor | None = None,
+    keep: Room | None = None,
 ) -> Sums:
     """Return the sums of N rows ``hidden`` (N, D) whose targets ``ids`` (N,) are sorted.
 
     ``gradient`` asks for the product with the head, ``keep`` is room for the tiles themselves
-    (N·V numbers, flat) and ``smoothing`` asks for what label smoothing adds.
+    and ``smoothing`` asks for what label smoothing adds.
     """
     chosen, slope, target = head.targets(hidden, ids)
     ones = torch.ones(len(ids), dtype=torch.float64, device=hidden.device)
@@ -97,13 +106,16 @@ def _pass(
     chunk: int,
     gradient: bool,
     smoothing: bool,
-    keep: Tensor | None,
+    keep: Room | None,
 ) -> None:
     """Fill ``sums`` from one pass over the vocabulary."""
     n, device = len(ids), hidden.device
     factor = head.prepare(hidden)
     width = tile_width(n, head, chunk)
-    buffer = torch.empty(n * width, dtype=head.dtype, device=device) if keep is None else keep
+    if keep is None:
+        buffer, step = torch.empty(n * width, dtype=head.dtype, device=device), 0
+    else:
+        buffer, step = keep
     capped = head.soft_cap is not None
     rows = torch.zeros(n, head.width, dtype=head.dtype, device=device) if gradient else None
     low = _low(head, n, device) if gradient else None
@@ -119,7 +131,7 @@ def _pass(
     r = reference[:, None]
     for k, part in enumerate(head.tiles(width)):
         size = part.hi - part.lo
-        start = 0 if keep is None else n * part.lo
+        start = step * part.lo
         tile = buffer[start : start + n * size].view(n, size)
         head.products(factor, part, tile)
         sloped = capped and (gradient or smoothing or keep is not None)
@@ -175,11 +187,10 @@ def _rescan(
     for part in head.tiles(width):
         tile = torch.empty(len(far), part.hi - part.lo, dtype=head.dtype, device=hidden.device)
         highest = torch.maximum(highest, head.cap(head.products(factor, part, tile)).amax(1))
-    room = (
-        None
-        if sums.tiles is None
-        else sums.others.new_empty(len(far) * head.vocab, dtype=head.dtype)
-    )
+    room = None
+    if sums.tiles is not None:
+        flat = torch.empty(len(far) * head.vocab, dtype=head.dtype, device=hidden.device)
+        room = Room(flat, len(far))
     again = Sums(
         torch.zeros_like(sums.others[far]), sums.own[far], sums.target[far], highest.double(),
         sums.chosen[far], None,
