@@ -177,7 +177,7 @@ def _after(workspace: Workspace, chosen: Exercise) -> str:
     more = f"tunemath learn {chosen.number} --practice shows it on a real model"
     if following is None:
         return f"\n  All ten done. {more}.\n"
-    return f"\n  {more};\n  tunemath learn goes on to {following.number}. {following.title}.\n"
+    return f"\n  {more};\n  tunemath learn goes on to {following.number}. {following.title}\n"
 
 
 def _notebooks(folder: Path) -> None:
