@@ -11,7 +11,7 @@ run: $(READY)            ## the shipped SFT example, from plan to report
 	$(BIN)/tunemath run examples/dates/sft.yaml
 
 test: $(READY)           ## everything but the tests marked slow
-	$(BIN)/pytest -q -m "not slow"
+	$(BIN)/pytest -q -m "not slow" -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(READY)      ## the tests marked slow: the real model
 	$(BIN)/pytest -q -m slow
