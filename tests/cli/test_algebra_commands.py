@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunemath.cli import main
+from tunemath.runner import probing
 from tunemath.runner.resolve import weights_hash
 from tunemath.space.weights.provenance import read_provenance
 
@@ -77,6 +78,99 @@ def test_an_adapter_is_taken_out_cut_and_stacked(call, tiny_model, tuned, tmp_pa
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     second = logits(PeftModel.from_pretrained(base, str(half)).merge_and_unload())
     torch.testing.assert_close(first, second, rtol=0, atol=1e-4)
+
+
+def test_products_are_read_back_and_compared(call, tiny_model, tuned, tmp_path):
+    """Its logits are the tuned model's where all is held; the KL to each source is PEFT's own."""
+    whole, cut, both = (tmp_path / name for name in ("whole", "cut", "both"))
+    options = ("--rank", 64, "--rest", "all", "--embeddings")
+    code, out, _ = call("extract", tiny_model, tuned, whole, *options, "--json")
+    assert code == 0
+    found = json.loads(out)["logits"]
+    assert found["beside"][str(tuned)]["max_logit_difference"] < 1e-3
+    assert found["beside"][str(tiny_model)]["kl"] > 1e-3
+    assert found["adapter_vs_added"]["max_logit_difference"] <= found["tolerance"]
+    assert read_provenance(whole).proof["logits"] == found
+
+    code, out, _ = call("resize", whole, cut, "--energy", "0.99")
+    assert code == 0
+    assert f"from {whole}, " in out
+    assert f"from {tiny_model}: nats a position" in out
+    assert "read back by PEFT, its logits are those of base + update within" in out
+    proof = read_provenance(cut).proof["logits"]
+    assert 0 < proof["beside"][str(whole)]["kl"] < proof["beside"][str(tiny_model)]["kl"]
+
+    code, out, _ = call("combine", f"{cut}:1", f"{whole}:0", both, "-m", "task", "--json")
+    assert code == 2  # saved modules can't be combined
+    code, out, _ = call("combine", tuned, tiny_model, both, "--json")
+    assert code == 0
+    assert set(json.loads(out)["logits"]["beside"]) == {str(tuned), str(tiny_model)}
+
+    code, out, _ = call("resize", whole, tmp_path / "quick", "--rank", 1, "--no-probe", "--json")
+    assert code == 0
+    assert "logits" not in json.loads(out)
+
+
+def test_an_adapter_whose_logits_are_others_is_not_written(
+    call, tiny_model, tuned, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(probing.TOLERANCES, "float32", -1.0)
+    out = tmp_path / "out"
+    options = ("extract", tiny_model, tuned, out, "--rank", 2)
+    code, _, err = call(*options)
+    assert code == 2
+    assert "nothing was written. --no-probe" in " ".join(err.split())
+    assert list(tmp_path.iterdir()) == []
+    assert call(*options, "--no-probe")[0] == 0
+    assert out.is_dir()
+
+
+def test_a_base_that_is_not_here_is_said_and_not_fetched(
+    call, tiny_model, tuned, tmp_path, monkeypatch
+):
+    import huggingface_hub
+
+    def fetched(*_, **__):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", fetched)
+    adapter = tmp_path / "adapter"
+    options = ("--rank", 2, "--rest", "none", "--no-probe")
+    assert call("extract", tiny_model, tuned, adapter, *options)[0] == 0
+    (adapter / "tunemath.json").unlink()
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    for name, words in (
+        ("org/name", "org/name is not on this machine"),
+        (str(tmp_path / "gone"), "is neither a folder"),
+        (None, "names no base"),
+    ):
+        config["base_model_name_or_path"] = name
+        (adapter / "adapter_config.json").write_text(json.dumps(config))
+        code, out, _ = call("resize", adapter, tmp_path / f"out {words}", "--rank", 1)
+        assert code == 0
+        assert f"logits not compared: {'' if name else adapter}" in out
+        assert words in out
+        assert "--base gives the model to compare on" in out
+    code, out, _ = call("resize", adapter, tmp_path / "out", "--rank", 1, "--base", tiny_model)
+    assert code == 0
+    assert f"from {tiny_model}: nats a position" in out
+
+
+def test_a_base_that_has_changed_since_is_not_compared_on(call, tiny_model, tuned, tmp_path):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(tiny_model, base)
+    options = ("--rank", 2, "--rest", "none", "--no-probe")
+    assert call("extract", base, tuned, adapter, *options)[0] == 0
+    shutil.copyfile(tuned / "model.safetensors", base / "model.safetensors")
+    code, out, _ = call("resize", adapter, tmp_path / "one", "--rank", 1)
+    assert code == 0
+    assert f"logits not compared: {base} has other weights now" in out
+    code, _, err = call("resize", adapter, tmp_path / "two", "--rank", 1, "--base", base)
+    assert code == 2
+    assert "was made from" in err
+    code, out, _ = call("resize", adapter, tmp_path / "two", "--rank", 1, "--base", tiny_model)
+    assert code == 0
+    assert f"from {tiny_model}: nats" in out
 
 
 def test_a_budget_is_kept_to(call, tiny_model, tuned, tmp_path):

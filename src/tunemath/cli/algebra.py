@@ -33,6 +33,9 @@ Parameters = Annotated[
     typer.Option("--parameters", metavar="COUNT", help="For all factors together: 5M."),
 ]
 Dtype = Annotated[str | None, typer.Option("--dtype", help=f"{', '.join(_DTYPES)}.")]
+NoProbe = Annotated[
+    bool, typer.Option("--no-probe", help="Do not read it back, nor compare logits.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -57,11 +60,13 @@ def _extract(
         bool, typer.Option("--embeddings", help="Factor embeddings and head too.")
     ] = False,
     dtype: Dtype = None,
+    no_probe: NoProbe = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a LoRA adapter with what changed between two models, the best of its rank.
 
-    Changed norms and biases are saved whole with it; --rest all saves embeddings and head too.
+    Changed norms and biases are saved whole with it; --rest all saves embeddings and head too. It
+    is read back, and its logits are compared with those of both models.
 
     Example: `tunemath extract smollm2-135m path/to/tuned adapter --rank 16`
 
@@ -76,12 +81,13 @@ def _extract(
         cast(Literal["none", "small", "all"], rest), embeddings, _dtype(dtype) or "float32"
     )
     with StageProgress().shown() as progress:
-        proof = extract_lora(base, tuned, out, choice, options, progress)
+        proof = extract_lora(base, tuned, out, choice, options, progress, not no_probe)
     if as_json:
         print_json(proof)
     else:
         _show_factors(proof)
         _show_rest(proof)
+        _show_logits(proof)
 
 
 def _resize(
@@ -92,9 +98,15 @@ def _resize(
     error: Error = None,
     parameters: Parameters = None,
     dtype: Dtype = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="The model to compare logits on.")
+    ] = None,
+    no_probe: NoProbe = False,
     as_json: AsJson = False,
 ) -> None:
     """Cut a LoRA adapter to other ranks, exactly, from its factors alone.
+
+    It is read back, and its logits are compared with the adapter's on the base that this names.
 
     Example: `tunemath resize runs/dates-sft/adapter small --energy 0.95`
     """
@@ -102,11 +114,12 @@ def _resize(
 
     choice = _need(_choice(rank, energy, error, parameters))
     with StageProgress().shown() as progress:
-        proof = resize_lora(adapter, out, choice, _dtype(dtype), progress)
+        proof = resize_lora(adapter, out, choice, _dtype(dtype), progress, base, not no_probe)
     if as_json:
         print_json(proof)
     else:
         _show_factors(proof)
+        _show_logits(proof)
 
 
 def _combine(
@@ -132,12 +145,14 @@ def _combine(
     energy: Energy = None,
     error: Error = None,
     dtype: Dtype = None,
+    no_probe: NoProbe = False,
     as_json: AsJson = False,
 ) -> None:
     """Make one model of several, or one adapter of several adapters.
 
     A model's weight stands after a colon; in task, a negative one subtracts what the model learned.
-    Combined adapters have the sum of the ranks; --rank, --energy or --error cuts them.
+    Combined adapters have the sum of the ranks; --rank, --energy or --error cuts them. The product
+    is read back, and its logits are compared with each one's.
 
     Example: `tunemath combine one:0.5 two:0.5 both --base smollm2-135m --method ties --density 0.2`
 
@@ -151,10 +166,12 @@ def _combine(
     mix = Mix(cast(Method, method), weights, density, scale, seed)
     options = CombineOptions(base, _choice(rank, energy, error, None), _dtype(dtype))
     with StageProgress().shown() as progress:
-        proof = combine_models([name for name, _ in pairs], out, mix, options, progress)
+        names = [name for name, _ in pairs]
+        proof = combine_models(names, out, mix, options, progress, not no_probe)
     if as_json:
         print_json(proof)
-    elif "modules" in proof:
+        return
+    if "modules" in proof:
         _show_factors(proof)
     else:
         typer.echo(f"wrote {proof['folder']}")
@@ -163,6 +180,7 @@ def _combine(
                 f"change from the base: norm {proof['norm']:.4g}; "
                 f"{_percent(proof['survived'])} of it survived rounding"
             )
+    _show_logits(proof)
 
 
 def _choice(
@@ -240,6 +258,20 @@ def _show_rest(proof: dict[str, Any]) -> None:
         )
     for note in proof["notes"]:
         typer.echo(f"note: {note}")
+
+
+def _show_logits(proof: dict[str, Any]) -> None:
+    found = proof.get("logits")
+    if found is None:
+        return
+    if "unmeasured" in found:
+        typer.echo(f"logits not compared: {found['unmeasured']}")
+        return
+    apart = ", ".join(f"{each['kl']:.3g} from {name}" for name, each in found["beside"].items())
+    typer.echo(f"KL {apart}: nats a position, {found['positions']} positions of {found['prompts']}")
+    if "adapter_vs_added" in found:
+        most = found["adapter_vs_added"]["max_logit_difference"]
+        typer.echo(f"read back by PEFT, its logits are those of base + update within {most:.2g}")
 
 
 def _percent(share: float) -> str:

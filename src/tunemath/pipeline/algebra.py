@@ -12,10 +12,10 @@ from tunemath.contract import ModelChoice
 from tunemath.errors import ContractError, ModelError
 from tunemath.runner.origins import trained_on
 from tunemath.runner.progress import Progress, silent
-from tunemath.runner.resolve import resolve_model, weights_hash
+from tunemath.runner.resolve import ResolvedModel, resolve_model, weights_hash
 from tunemath.space.weights.carried import carry
 from tunemath.space.weights.provenance import Provenance, Source, read_provenance
-from tunemath.storage import new_folder
+from tunemath.storage import new_folder, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,16 +54,19 @@ def extract_lora(
     choice: RankChoice,
     options: ExtractOptions | None = None,
     progress: Progress = silent,
+    probe: bool = True,
 ) -> dict[str, Any]:
     """Write the LoRA adapter that moves ``base`` towards ``tuned``; return what it holds.
 
-    Both are folders, ids on the hub, or the embedded model's name. Raises `ModelError` where the
-    tuned model's record says that it comes from another base.
+    Both are folders, ids on the hub, or the embedded model's name. With ``probe`` the adapter is
+    read back, and its logits compared with theirs. Raises `ModelError` where the tuned model's
+    record says that it comes from another base.
     """
     from tunemath.space.weights.extract import extract
 
     options = options or ExtractOptions()
-    before, after = _model(base), _model(tuned)
+    model, after = _model(base), _model(tuned).folder
+    before = model.folder
     sources = [_source("base", base, before), _source("tuned", tuned, after)]
     _refuse_other_base(after, sources[0])
     settings = {choice.by: choice.value, **vars(options)}
@@ -82,6 +85,8 @@ def extract_lora(
         for source in (before, after):
             carry(source, folder, config=False)
         proof.update(found.summary())
+        if probe:
+            proof["logits"] = _logits(folder, {tuned: after, base: before}, model, progress)
     return {"folder": str(out), **proof}
 
 
@@ -91,16 +96,28 @@ def resize_lora(
     choice: RankChoice,
     dtype: str | None = None,
     progress: Progress = silent,
+    base: str | None = None,
+    probe: bool = True,
 ) -> dict[str, Any]:
-    """Write a LoRA adapter cut to other ranks; return the error of each module."""
+    """Write a LoRA adapter cut to other ranks; return the error of each module.
+
+    With ``probe`` both adapters' logits are compared on ``base``, or on the base that the adapter
+    names where that is on this machine.
+    """
     from tunemath.space.weights.resize import resize
 
     _need_adapter(adapter)
     sources = [*_recorded_base(adapter), _source("adapter", str(adapter), adapter)]
+    if base is not None:
+        given = _source("base", base, _model(base).folder)
+        _refuse_other_base(adapter, given)
+        sources = [given, *sources[-1:]]
     settings = {choice.by: choice.value, "dtype": dtype}
     with _product(out, "resize", sources, settings) as (folder, proof):
         proof.update(resize(adapter, folder, choice, dtype=dtype, tick=progress).summary())
         carry(adapter, folder, config=False)
+        if probe:
+            proof["logits"] = _logits_on_base(folder, {str(adapter): adapter}, base, progress)
     return {"folder": str(out), **proof}
 
 
@@ -110,9 +127,11 @@ def combine_models(
     mix: Mix,
     options: CombineOptions | None = None,
     progress: Progress = silent,
+    probe: bool = True,
 ) -> dict[str, Any]:
     """Write the combination of several models, or of several adapters; return its proof.
 
+    With ``probe`` its logits are compared with those of each, and of the base where it is known.
     Raises `ModelError` where some are adapters and others models, or where their records name
     different bases.
     """
@@ -124,11 +143,11 @@ def combine_models(
             f"{adapter} is an adapter, and {names[are_adapters.index(False)]} a model; give one "
             "kind, after `tunemath merge` or `tunemath extract`"
         )
-    folders = [Path(name) if are_adapters[0] else _model(name) for name in names]
+    folders = [Path(name) if are_adapters[0] else _model(name).folder for name in names]
     role = "adapter" if are_adapters[0] else "tuned"
     sources = [_source(role, *each) for each in zip(names, folders, strict=True)]
     if options.base is not None:
-        sources = [_source("base", options.base, _model(options.base)), *sources]
+        sources = [_source("base", options.base, _model(options.base).folder), *sources]
     sources = _with_one_base(sources, folders)
     settings = {**vars(mix), "base": options.base, "dtype": options.dtype}
     if options.choice is not None:
@@ -136,6 +155,13 @@ def combine_models(
     with _product(out, "combine", sources, settings) as (folder, proof):
         combined = _adapters if are_adapters[0] else _checkpoints
         proof.update(combined(folders, folder, mix, options, progress))
+        beside = dict(zip(names, folders, strict=True))
+        if probe and are_adapters[0]:
+            proof["logits"] = _logits_on_base(folder, beside, options.base, progress)
+        elif probe:
+            if options.base is not None:
+                beside[options.base] = _model(options.base).folder
+            proof["logits"] = _logits(folder, beside, None, progress)
     return {"folder": str(out), **proof}
 
 
@@ -159,7 +185,7 @@ def _checkpoints(
 
     if options.choice is not None:
         raise ContractError("a rank is for adapters; of models, `tunemath extract` takes one out")
-    base = _model(options.base) if options.base is not None else None
+    base = _model(options.base).folder if options.base is not None else None
     tick = _as("tensors", progress)
     found = combine(folders, out, mix, base=base, dtype=options.dtype, tick=tick)
     # The first model's over the base's, since its answers are shaped by its own template.
@@ -172,8 +198,52 @@ def _as(what: str, progress: Progress) -> Callable[[int, int], None]:
     return lambda done, total: progress(what, done, total)
 
 
-def _model(name: str) -> Path:
-    return resolve_model(ModelChoice(id=name)).folder
+def _model(name: str) -> ResolvedModel:
+    return resolve_model(ModelChoice(id=name))
+
+
+def _logits(
+    product: Path, sources: Mapping[str, Path], base: ResolvedModel | None, progress: Progress
+) -> dict[str, Any]:
+    """Return a product's logits beside its sources', or why they can't be had here."""
+    from tunemath.runner.behaving import Unmeasured, behaviour
+
+    try:
+        return behaviour(product, sources, base, progress)
+    except Unmeasured as why:
+        return {"unmeasured": str(why)}
+
+
+def _logits_on_base(
+    product: Path, adapters: Mapping[str, Path], base: str | None, progress: Progress
+) -> dict[str, Any]:
+    """Return an adapter's logits beside those of the adapters that it was made of, and the base's.
+
+    The base is the one given, else the one that the first adapter names, if it is on this machine.
+    """
+    try:
+        model = _model(base) if base is not None else _named_base(next(iter(adapters.values())))
+    except ModelError as why:
+        return {"unmeasured": f"{why}; --base gives the model to compare on"}
+    return _logits(product, {**adapters, model.id: model.folder}, model, progress)
+
+
+def _named_base(adapter: Path) -> ResolvedModel:
+    """Return the base that an adapter names, without asking the hub.
+
+    Raises `ModelError` where it names none, or one that is not here or has other weights.
+    """
+    recorded = _recorded_base(adapter)
+    config = read_json(adapter / _ADAPTER)
+    names = [*(source.name for source in recorded), config.get("base_model_name_or_path") or ""]
+    name = next(filter(None, names), None)
+    if name is None:
+        raise ModelError(f"{adapter} names no base")
+    model = resolve_model(ModelChoice(id=name), download=False)
+    for source in recorded:
+        if model.weights_hash() != source.sha256:
+            raise ModelError(f"{name} has other weights now than {adapter} was made from")
+    return model
 
 
 def _need_adapter(folder: Path) -> None:

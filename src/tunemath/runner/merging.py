@@ -14,7 +14,13 @@ from tunemath.errors import ModelError
 from tunemath.runner.mapped import stored_dtype
 from tunemath.runner.models import load_adapter, load_base
 from tunemath.runner.origins import refuse_merged_before, refuse_other_base
-from tunemath.runner.probing import TOLERANCES, compared, probe_logits, probe_rows
+from tunemath.runner.probing import (
+    TOLERANCES,
+    compared,
+    probe_logits,
+    probe_rows,
+    vocabulary_of,
+)
 from tunemath.runner.progress import Progress, silent
 from tunemath.runner.quiet import quiet_libraries
 from tunemath.runner.resolve import ResolvedModel, weights_hash
@@ -159,7 +165,7 @@ def _merge_whole(
     dtype = options.dtype or str(stored_dtype(model.folder)).removeprefix("torch.")
     with quiet_libraries():
         tuned = load_adapter(load_base(model, torch.device("cpu"), torch.float32), adapter)
-        rows, about = probe_rows(model.folder, tuned.get_base_model().config.vocab_size)
+        rows, about = probe_rows(model.folder, vocabulary_of(tuned))
         reference = probe_logits(tuned, rows) if options.probe else None
         limit = {} if options.shard is None else {"max_shard_size": options.shard}
         merged = tuned.merge_and_unload().to(getattr(torch, dtype))

@@ -17,7 +17,7 @@ from tunemath.objective import kl_from_logits
 from tunemath.runner.mapped import Cast, computing_in_float32
 from tunemath.runner.trainer import Row
 
-__all__ = ["TOLERANCES", "compared", "probe_logits", "probe_rows"]
+__all__ = ["TOLERANCES", "compared", "probe_logits", "probe_rows", "vocabulary_of"]
 
 TOLERANCES = {"float32": 1e-3, "float64": 1e-3, "float16": 0.1, "bfloat16": 0.5}
 """By how much any logit of a merged model may differ from the adapter's, by the weights' dtype.
@@ -77,9 +77,9 @@ def probe_logits(model: Any, rows: Sequence[Row], cast: Cast | None = None) -> T
 
 
 def _logits(model: Any, rows: Sequence[Row]) -> Iterator[Tensor]:
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = _base_of(model)
     some = "logits_to_keep" in inspect.signature(base.forward).parameters
-    vocabulary = base.config.get_text_config().vocab_size
+    vocabulary = vocabulary_of(model)
     each = max(1, _NUMBERS // vocabulary // max(1, len(rows)))
     # Casting costs once a pass, so as many rows share one as their logits allow.
     widest = max(len(ids) for ids, _ in rows)
@@ -96,6 +96,15 @@ def _logits(model: Any, rows: Sequence[Row]) -> Iterator[Tensor]:
         logits = model(input_ids=ids, attention_mask=mask, **options).logits
         for row, wanted in enumerate(places):
             yield logits[row, [kept.index(p) if some else p for p in wanted]].float()
+
+
+def vocabulary_of(model: Any) -> int:
+    """Return V by the configuration of a causal model, PEFT's or plain."""
+    return _base_of(model).config.get_text_config().vocab_size
+
+
+def _base_of(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -66,10 +66,11 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "tunemath"
 
 
-def resolve_model(choice: ModelChoice) -> ResolvedModel:
+def resolve_model(choice: ModelChoice, download: bool = True) -> ResolvedModel:
     """Find the model on this disk, converting or downloading it the first time.
 
-    Raises `ModelError` when it cannot be had; the message gives the command or the valid forms.
+    Raises `ModelError` when it cannot be had, of the hub without ``download`` when it is not in the
+    hub's cache; the message gives the command or the valid forms.
     """
     if choice.id == DEFAULT_MODEL:
         return ResolvedModel(DEFAULT_MODEL, _embedded(), None, _NOTE, False)
@@ -86,7 +87,7 @@ def resolve_model(choice: ModelChoice) -> ResolvedModel:
             f"model {choice.id!r} is neither a folder here nor a hub id (org/name); "
             f"the embedded model is {DEFAULT_MODEL}"
         )
-    folder, revision = _download(choice)
+    folder, revision = _download(choice, download)
     return ResolvedModel(choice.id, folder, revision, None, choice.trust_remote_code)
 
 
@@ -113,8 +114,8 @@ def _embedded() -> Path:
     return folder
 
 
-def _download(choice: ModelChoice) -> tuple[Path, str]:
-    """Fetch a hub model's safetensors, tokenizer and config, pinned to one commit."""
+def _download(choice: ModelChoice, download: bool) -> tuple[Path, str]:
+    """Find or fetch a hub model's safetensors, tokenizer and config, pinned to one commit."""
     try:
         from huggingface_hub import HfApi, snapshot_download
     except ImportError:
@@ -129,8 +130,9 @@ def _download(choice: ModelChoice) -> tuple[Path, str]:
             choice.id, revision=choice.revision, allow_patterns=patterns, local_files_only=True
         )
         return Path(cached), Path(cached).name
-    except Exception:  # not in the cache: ask the hub
-        pass
+    except Exception as error:  # not in the cache: ask the hub
+        if not download:
+            raise ModelError(f"{choice.id} is not on this machine") from error
     try:
         commit = HfApi().model_info(choice.id, revision=choice.revision).sha
         folder = Path(snapshot_download(choice.id, revision=commit, allow_patterns=patterns))
