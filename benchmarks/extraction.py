@@ -6,6 +6,7 @@
 
 Extract: whole commands, from start to the adapter on disk, of the linear layers' matrices; errors
 are measured in float64 from the files that each wrote. mergekit runs in an environment of its own.
+With logits, the adapter is read back too, and run beside both models; mergekit has nothing of it.
 
 Resize: all modules of ADAPTER to half its rank. kohya's is resize_lora.py's published algorithm:
 B A is formed, decomposed by torch.linalg.svd, and cut.
@@ -49,7 +50,8 @@ def extraction(
 ) -> dict[str, Any]:
     """Return seconds and relative errors of whole commands, interleaved."""
     pair = ["--base-model", base, "--model", tuned]
-    commands = {"tunemath": [*TUNEMATH, "extract", base, tuned, "--rank", rank, "--rest", "none"]}
+    ours = [*TUNEMATH, "extract", base, tuned, "--rank", rank, "--rest", "none"]
+    commands = {"tunemath": [*ours, "--no-probe"], "tunemath, with logits": ours}
     if mergekit is not None:
         linear = ["-e", "embed_tokens|lm_head|norm", "--quiet"]
         commands["mergekit"] = [mergekit, *pair, "--max-rank", rank, *linear, "--out-path"]
@@ -186,11 +188,11 @@ def show(measured: dict[str, Any]) -> None:
         print(f"\nextract, rank {case['rank']}; least error {case['least']:.6f}")
         for who, seconds in case["seconds"].items():
             over = case["relative_error"][who] / case["least"]
-            print(f"  {who:10} {seconds:8.1f} s   {over:.6f} × the least error")
+            print(f"  {who:22} {seconds:8.1f} s   {over:.6f} × the least error")
     case = measured["resize"]
     print(f"\nresize to rank {case['rank']}")
     for who, seconds in case["seconds"].items():
-        print(f"  {who:10} {seconds:8.2f} s   relative error {case['relative_error'][who]:.6f}")
+        print(f"  {who:22} {seconds:8.2f} s   relative error {case['relative_error'][who]:.6f}")
     print("\nanonymous memory above imports")
     for work, shapes in measured["memory"].items():
         for shape, each in shapes.items():
