@@ -33,15 +33,19 @@ hypothesis.settings.load_profile("untimed")
 # Of the eleven families on which every tuner is held against PEFT, those that are unlike the rest:
 # the others are slow tests.
 TELLING = ("llama", "qwen3_moe", "gpt2", "t5", "bert", "vit")
+SLOW_SECONDS = 3600
+"""How long a slow test may take; the limit of all others is in pyproject.toml."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tuners' tests on families that others stand for as slow."""
+    """Mark the tuners' tests on families that others stand for as slow; give slow tests longer."""
     for item in items:
         family = getattr(item, "callspec", None) and item.callspec.params.get("family")
         if family and item.path.parent.name == "tuners" and family not in TELLING:
             item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> Path:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import tunemath
+from processes import output_of
 from tunemath.contract import FineTune
 from tunemath.pipeline import Run, advance
 
@@ -91,13 +91,8 @@ HEAVY = ("torch", "transformers", "peft", "accelerate", "scipy", "matplotlib", "
 def modules_after(code: str, *arguments: str) -> set[str]:
     """Run code in a process of its own; return the heavy modules that it loaded."""
     report = f"\nimport json, sys\nprint(json.dumps([m for m in {HEAVY} if m in sys.modules]))"
-    out = subprocess.run(
-        [sys.executable, "-c", code + report, *arguments],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return set(json.loads(out.stdout.splitlines()[-1]))
+    out = output_of([sys.executable, "-c", code + report, *arguments])
+    return set(json.loads(out.splitlines()[-1]))
 
 
 def test_importing_the_package_loads_nothing_heavy():

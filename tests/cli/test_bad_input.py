@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from processes import finished, output_of
 from tunemath.cli import main
 
 Spoil = Callable[[Path], list[str] | None]
@@ -261,13 +261,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
     try:
-        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+        mounted = finished(mount).returncode == 0
     except FileNotFoundError:
         mounted = False
     if not mounted:
         pytest.skip("may not mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        output_of(["umount", folder])
 
 
 def test_a_disk_that_fills_up_in_training(call, sft_run, shared_job, small_disk):
@@ -280,9 +282,7 @@ def test_a_disk_that_fills_up_in_training(call, sft_run, shared_job, small_disk)
     for path in small_disk.glob("tiny/*.json"):
         json.loads(path.read_text("utf-8"))
     assert not (small_disk / "tiny/adapter").exists()
-    subprocess.run(
-        ["mount", "-o", "remount,size=64m", str(small_disk)], check=True, capture_output=True
-    )
+    output_of(["mount", "-o", "remount,size=64m", small_disk])
     status, out, _ = call("run", shared_job, "--runs", small_disk, "--json")
     assert (status, json.loads(out)["verdict"]) == (0, "PASS")
     name = "adapter/adapter_model.safetensors"

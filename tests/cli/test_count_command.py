@@ -5,7 +5,6 @@ from __future__ import annotations
 import doctest
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import peft
 import pytest
 import transformers as t
 
+from processes import output_of
 from tunemath.cli import main
 
 SIZES = {
@@ -394,11 +394,8 @@ def loaded(code: str, *arguments) -> set[str]:
     """Return the heavy libraries that a process of its own has loaded at the end."""
     names = ("torch", "transformers", "peft", "numpy", "pydantic")
     report = f"\nprint(json.dumps([name for name in {names} if name in sys.modules]))"
-    done = subprocess.run(
-        [sys.executable, "-c", code + report, *map(str, arguments)],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return set(json.loads(done.stdout.splitlines()[-1]))
+    out = output_of([sys.executable, "-c", code + report, *arguments])
+    return set(json.loads(out.splitlines()[-1]))
 
 
 def test_counting_a_configuration_loads_no_training_library(config, tmp_path):

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 import urllib.request
 
 import pytest
 
+from processes import LIMIT, started
 from tunemath.cli import main
 from tunemath.course.book import exercise, exercises
 
@@ -94,37 +93,17 @@ def test_all_done_is_said(capsys, tmp_path):
 
 def test_watching_grades_what_is_saved_and_goes_on(tmp_path):
     command = [sys.executable, "-c", "from tunemath.cli import main; main()", "learn", "--watch"]
-    with subprocess.Popen(
-        command, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "COLUMNS": "100"},
-    ) as process:  # fmt: skip
-        assert process.stdin
-        assert process.stdout
-        seen = _until(process, "Watching")
+    with started(command, cwd=tmp_path, env={**os.environ, "COLUMNS": "100"}) as process:
+        process.until("Watching")
         (tmp_path / "learn/01-answer-only-loss.py").write_text("def answer_only_loss(a, b): ...\n")
-        seen = _until(process, "no function `batch_loss`|no function batch_loss")
+        process.until("no function `batch_loss`", "no function batch_loss")
         (tmp_path / "learn/01-answer-only-loss.py").write_text(ONE.solution)
-        seen = _until(process, "Right.")
-        process.stdin.write("n\n")
-        process.stdin.flush()
-        seen = _until(process, "02-kl-movement.py")
-        process.stdin.write("h\nq\n")
-        process.stdin.flush()
-        rest = process.stdout.read()
-        assert process.wait(20) == 0
-    assert seen
-    assert "Weigh each logarithm" in rest
-
-
-def _until(process, words: str) -> str:
-    """Read lines until one has any of the words; the process must not end before."""
-    end = time.monotonic() + 30
-    while time.monotonic() < end:
-        line = process.stdout.readline()
-        assert line, f"ended before {words!r}"
-        if any(word in line for word in words.split("|")):
-            return line
-    raise AssertionError(words)
+        process.until("Right.")
+        process.write("n\n")
+        process.until("02-kl-movement.py")
+        process.write("h\nq\n")
+        assert "Weigh each logarithm" in process.rest()
+        assert process.ended() == 0
 
 
 def test_the_page_is_served_until_ctrl_c(tmp_path):
@@ -132,16 +111,11 @@ def test_the_page_is_served_until_ctrl_c(tmp_path):
     hearing = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     command = [sys.executable, "-c", hearing + "from tunemath.cli import main; main()"]
     command += ["learn", "--web", "--no-browser", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=tmp_path, text=True) as process:
-        assert process.stdout
-        lines = [process.stdout.readline() for _ in range(4)]
+    browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+    with started(command, cwd=tmp_path) as process:
+        lines = [process.line() for _ in range(4)]
         address = json.loads("".join(lines))["url"]
-        with urllib.request.build_opener(urllib.request.HTTPCookieProcessor()).open(
-            address
-        ) as page:
+        with browser.open(address, timeout=LIMIT) as page:
             assert b"<title>The maths of fine-tuning</title>" in page.read()
-        process.send_signal(signal.SIGINT)
-        try:
-            assert process.wait(10) == 0
-        finally:
-            process.kill()
+        process.process.send_signal(signal.SIGINT)
+        assert process.ended() == 0

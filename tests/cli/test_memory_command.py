@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from processes import output_of
 from tunemath.cli import main
 from tunemath.space import read_blueprint
 
@@ -153,8 +153,7 @@ def test_a_closed_form_needs_no_torch(config):
         "    pass\n"
         "assert not {'torch', 'transformers', 'peft'} & set(sys.modules), 'torch was imported'\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    output_of([sys.executable, "-c", code])
 
 
 def test_a_family_without_a_closed_form_is_traced_once(call, tmp_path, monkeypatch):

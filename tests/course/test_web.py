@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import threading
-import time
 from xml.etree import ElementTree
 
 import pytest
 from web_course import Client, served
 
+from processes import eventually, joined
 from tunemath.course.book import exercise, exercises
 from tunemath.course.web.markup import html
 from tunemath.course.web.server import CourseServer
@@ -129,14 +130,13 @@ def test_an_endless_loop_is_stopped_by_hand_and_nothing_runs_beside_it(client):
     answers = []
     thread = threading.Thread(target=lambda: answers.append(client.code("grade", ENDLESS)))
     thread.start()
-    while not client.server.api._running.locked():
-        time.sleep(0.01)
+    eventually(client.server.api._running.locked)
     status, found = client.code("run", "print(1)")
     assert (status, found["error"]) == (
         429, "code is running already, maybe from another tab; stop it first"
     )  # fmt: skip
     assert client.ask("stop") == (200, {})
-    thread.join(5)
+    joined(thread)
     assert answers[0][1]["error"] == "it was stopped"
     assert answers[0][1]["list"]["exercises"][0]["tries"] == 0
     assert client.code("run", "print(1)")[1]["printed"] == "1\n"
@@ -162,13 +162,30 @@ def test_an_endless_output_is_cut(client):
 
 
 def test_what_an_answer_starts_ends_with_it(client, tmp_path):
-    mark = tmp_path / "late"
-    child = f"import time; time.sleep(1); open({str(mark)!r}, 'w')"
-    client.code(
-        "run", f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {child!r}])"
+    """The child holds a lock as long as it lives, and says that it has it."""
+    mark = tmp_path / "held"
+    mark.touch()
+    child = (
+        f"import fcntl, time\nfile = open({str(mark)!r})\nfcntl.flock(file, fcntl.LOCK_EX)\n"
+        "print('held', flush=True)\ntime.sleep(3600)"
     )
-    time.sleep(1.6)
-    assert not mark.exists()
+    _, found = client.code(
+        "run",
+        f"import subprocess, sys\ncommand = [sys.executable, '-c', {child!r}]\n"
+        "process = subprocess.Popen(command, stdout=subprocess.PIPE)\n"
+        "print(process.stdout.readline())",
+    )
+    assert found["printed"] == "b'held\\n'\n"
+    with mark.open() as file:
+        eventually(lambda: freed(file))
+
+
+def freed(file) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def test_the_code_ends_with_the_server(tmp_path):
@@ -178,9 +195,8 @@ def test_the_code_ends_with_the_server(tmp_path):
         client = Client(server)
         thread = threading.Thread(target=client.code, args=("run", source))
         thread.start()
-        while not (mark.exists() and mark.read_text()):
-            time.sleep(0.01)
-    thread.join(5)
+        eventually(lambda: mark.exists() and mark.read_text())
+    joined(thread)
     with pytest.raises(ProcessLookupError):
         os.kill(int(mark.read_text()), 0)
 

@@ -8,6 +8,7 @@ import shutil
 import pytest
 from web_course import served
 
+from processes import LIMIT, eventually
 from tunemath.course.book import exercise
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: the dev extra")
@@ -41,7 +42,7 @@ def page(browser, server, request):
     """The page on a screen of a given size; nothing may go wrong in it or leave it."""
     context = browser.new_context(viewport=getattr(request, "param", DESK))
     page = context.new_page()
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(1000 * LIMIT)
     wrong, asked = [], []
     page.on("console", lambda said: said.type == "error" and wrong.append(said.text))
     page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -112,9 +113,10 @@ def test_a_newcomers_way(page, server):
     assert server.api.workspace.source(ONE) == ONE.solution
 
 
-def test_an_endless_loop_has_a_stop_button(page):
+def test_an_endless_loop_has_a_stop_button(page, server):
     write(page, "print('begun')\nwhile True:\n    pass")
     page.click("#run")
+    eventually(server.api._running.locked)
     page.click("#stop")
     page.wait_for_selector("#result .card")
     assert "it was stopped" in told(page)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from processes import finished
 from tunemath.contract import FineTune
 from tunemath.pipeline import Run, advance
 
@@ -52,13 +53,8 @@ def words(text: str) -> str:
 
 
 def run_script(*arguments: object, seed: str = "0") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, arguments)],
-        env={**os.environ, "PYTHONHASHSEED": seed},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = {**os.environ, "PYTHONHASHSEED": seed}
+    return finished([sys.executable, SCRIPT, *arguments], env=environment)
 
 
 @pytest.fixture(scope="module")

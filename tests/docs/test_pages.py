@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +14,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from processes import output_of
 from tunemath.cli.app import app
 from tunemath.contract import FineTune
 from tunemath.mask import read_rows
@@ -76,7 +76,7 @@ def test_a_stale_page_is_named_with_the_command_that_renews_it(name, missing, tm
 def test_the_pages_do_not_depend_on_the_terminal_or_the_hash_seed(tmp_path):
     environment = {**os.environ, "COLUMNS": "30", "PYTHONHASHSEED": "7", "LC_ALL": "C", "TERM": ""}
     command = [sys.executable, str(GENERATE), "--into", str(tmp_path)]
-    subprocess.run(command, env=environment, cwd=tmp_path, check=True)
+    output_of(command, env=environment, cwd=tmp_path)
     for name in NAMES:
         assert (tmp_path / name).read_bytes() == (ROOT / "docs" / name).read_bytes()
 

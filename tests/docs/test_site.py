@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import doctest
 import re
-import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from processes import finished, output_of
 from tunemath.course.book import exercises
 
 pytest.importorskip("sphinx", reason="the site needs: pip install 'tunemath[docs]'")
@@ -51,8 +51,7 @@ def site(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-E"]
     command += ["-d", str(folder / "doctrees"), str(ROOT / "docs"), str(folder / "html")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    output_of(command, seconds=500)  # all pages: half a minute of one core
     return folder / "html"
 
 
@@ -183,5 +182,5 @@ def test_commands_print_what_the_pages_say():
     command = [sys.executable, str(ROOT / "scripts" / "consoles.py"), "--check"]
     exercises_pages = sorted((ROOT / "src" / "tunemath" / "course").glob("*/page.md"))
     pages = [str(page) for page in [ROOT / "docs" / "index.md", *PAGES, *exercises_pages]]
-    done = subprocess.run([*command, *pages], capture_output=True, text=True)
+    done = finished([*command, *pages], seconds=3000)
     assert done.returncode == 0, done.stdout

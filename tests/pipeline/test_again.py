@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from processes import started
 from tunemath.contract import FineTune
 from tunemath.errors import RunError
 from tunemath.pipeline import Run, advance
@@ -188,16 +188,10 @@ sys.stdin.read()
 def test_a_second_process_on_one_run_is_refused_and_a_dead_one_is_not(tiny_job):
     runs = tiny_job.parent / "runs"
     (runs / "tiny").mkdir(parents=True)
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(runs / "tiny/.lock")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"held\n"
+    with started([sys.executable, "-c", HOLDER, runs / "tiny/.lock"]) as holder:
+        assert holder.line() == "held\n"
         with pytest.raises(RunError, match=r"another process is working on .*tiny"):
             advance(Run(FineTune.load(tiny_job), runs), "plan")
         assert not (runs / "tiny/contract.yaml").exists()
-        holder.kill()
     evidence = advance(Run(FineTune.load(tiny_job), runs), "plan")
     assert evidence["plan"]["parameters"]["trainable"] > 0

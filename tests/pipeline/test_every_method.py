@@ -6,7 +6,6 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from preference_job import DPO
+from processes import finished, output_of
 from tunemath.contract import FineTune
 from tunemath.errors import ModelError
 from tunemath.pipeline import Run, advance
@@ -203,7 +203,7 @@ def test_a_killed_run_ends_with_the_same_weights(shared_job, tmp_path, name):
     expected = advance(alone, "train")
     arguments = json.dumps([str(shared_job), str(tmp_path / "killed"), settings])
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", DIES, arguments], env=environment)
+    done = finished([sys.executable, "-W", "ignore", "-c", DIES, arguments], env=environment)
     assert done.returncode == -signal.SIGKILL
     run = Run(FineTune.load(shared_job, settings), tmp_path / "killed")
     checkpoint = next((run.folder.path / "checkpoints").glob("checkpoint-*"))
@@ -243,4 +243,4 @@ for name, space in spaces.items():
 assert "torch" not in sys.modules
 """
     arguments = json.dumps([str(shared_job), str(tmp_path), METHODS])
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code, arguments], check=True)
+    output_of([sys.executable, "-W", "ignore", "-c", code, arguments])

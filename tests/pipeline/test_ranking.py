@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from processes import finished
 from tunemath.cli import main
 
 DIE = """
@@ -74,7 +74,7 @@ def test_after_a_kill_the_rest_is_measured_and_the_numbers_are_the_same(
     killed = tmp_path / "killed"
     shutil.copytree(sft_run.folder.path, killed / "tiny")
     command = [sys.executable, "-W", "ignore", "-c", DIE, "9", "rank", *options, str(killed)]
-    done = subprocess.run(command, capture_output=True, check=False, timeout=120)
+    done = finished(command)
     assert done.returncode == -signal.SIGKILL, done.stderr
     kept = {path: path.stat().st_mtime_ns for path in (killed / "tiny/rank").rglob("*.json")}
     assert len(kept) == 8  # points, and no product yet

@@ -6,9 +6,7 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import pytest
 from dying import FRESH
 
+from processes import eventually, output_of, started
 from tunemath.contract import FineTune
 from tunemath.pipeline import Run, advance
 from tunemath.runner.checkpoints import latest_checkpoint
@@ -26,22 +25,14 @@ Killer = Callable[[Path, Path, str, list[str]], int]
 @pytest.fixture(scope="module")
 def kill_at() -> Iterator[Killer]:
     """Start a run that dies at a point; return the signal that it died of."""
-    with subprocess.Popen(
-        [sys.executable, "-W", "ignore", str(Path(__file__).with_name("dying.py"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
+    command = [sys.executable, "-W", "ignore", Path(__file__).with_name("dying.py")]
+    with started(command) as process:
 
         def kill(contract: Path, runs: Path, point: str, overrides: list[str]) -> int:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write(json.dumps([str(contract), str(runs), overrides, point]) + "\n")
-            process.stdin.flush()
-            return int(process.stdout.readline())
+            process.write(json.dumps([str(contract), str(runs), overrides, point]) + "\n")
+            return int(process.line())
 
         yield kill
-        process.kill()
 
 
 def numbers(folder: Path) -> dict[str, Any]:
@@ -193,17 +184,12 @@ def test_the_command_killed_from_outside(sft_run, shared_job, tmp_path):
         "--runs",
         str(tmp_path),
     ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 120
-        while not list(tmp_path.glob("tiny/checkpoints/checkpoint-*/complete.json")):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        os.kill(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-    finished = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stderr
-    assert json.loads(finished.stdout)["verdict"] == "PASS"
+    with started(command) as process:
+        eventually(lambda: list(tmp_path.glob("tiny/checkpoints/checkpoint-*/complete.json")))
+        assert process.process.poll() is None
+        os.kill(process.process.pid, signal.SIGKILL)
+        assert process.ended() == -signal.SIGKILL
+    assert json.loads(output_of([*command, "--json"]))["verdict"] == "PASS"
     training = json.loads((tmp_path / "tiny/training.json").read_text())
     assert training["resumed_at"]
     assert_same(numbers(tmp_path / "tiny"), numbers(sft_run.folder.path))

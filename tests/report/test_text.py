@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import math
-import subprocess
 import sys
 
 import pytest
 
+from processes import output_of
 from tunemath.report import text
 
 
@@ -53,5 +53,4 @@ def test_nothing_acts_on_the_terminal(code: int) -> None:
 def test_importing_the_report_is_light() -> None:
     heavy = ("torch", "transformers", "peft", "matplotlib", "scipy", "jinja2", "yaml")
     code = f"import sys, tunemath.report; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert output_of([sys.executable, "-c", code]).strip() == "[]"

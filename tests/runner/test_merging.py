@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 
 import pytest
@@ -12,6 +11,7 @@ import torch
 from merged_models import live, load, logits, resolved, save_adapter, save_base
 from safetensors.torch import load_file, save_file
 
+from processes import finished
 from tunemath.errors import ModelError, RunError
 from tunemath.runner.merging import MergeOptions, merge_update
 from tunemath.runner.resolve import weights_hash
@@ -173,7 +173,7 @@ def test_a_kill_in_the_middle_leaves_no_product_and_the_next_one_is_whole(tmp_pa
     save_base(tmp_path / "base", max_shard_size="30KB")
     save_adapter(tmp_path / "adapter", tmp_path / "base", **ALL)
     folders = [tmp_path / name for name in ("base", "adapter", "out")]
-    done = subprocess.run([sys.executable, "-c", KILLED, *map(str, folders)], check=False)
+    done = finished([sys.executable, "-c", KILLED, *folders])
     assert done.returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
     merge_update(resolved(folders[0]), folders[1], folders[2], MergeOptions())

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
 from config_models import FAMILIES, assert_equal, live, values_of
 
+from processes import output_of
 from tunemath.errors import ModelError
 from tunemath.space.blueprint.config import blueprint_of_config
 
@@ -164,6 +164,6 @@ def test_torch_is_not_imported():
         "assert blueprint_of_config({'model_type': 'llama'}).parameters == 6738415616\n"
         "print(*{'torch', 'transformers', 'peft', 'numpy'} & sys.modules.keys())\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "torch" not in done.stdout
-    assert "transformers" not in done.stdout
+    loaded = output_of([sys.executable, "-c", code])
+    assert "torch" not in loaded
+    assert "transformers" not in loaded
