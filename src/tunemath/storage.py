@@ -150,7 +150,7 @@ def _temporary(path: Path) -> tuple[int, str]:
             return handle, name
         with suppress(OSError):  # a file system without locks
             fcntl.flock(handle, fcntl.LOCK_EX)
-        if os.fstat(handle).st_nlink:
+        if os.path.exists(name):
             return handle, name
         os.close(handle)  # another process took it for a leftover before it was locked
 
@@ -160,7 +160,7 @@ def remove_leftovers(folder: Path) -> None:
     if fcntl is None:
         return
     for path in folder.glob(".*.part"):
-        if not _TEMPORARY.fullmatch(path.name):
+        if not (_TEMPORARY.fullmatch(path.name) and path.is_file()):
             continue
         with suppress(OSError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
