@@ -6,12 +6,16 @@ import errno
 import hashlib
 import json
 import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tunemath import storage
-from tunemath.errors import RunError, StorageError
+from tunemath.errors import ModelError, RunError, StorageError
 from tunemath.storage import (
     canonical_json,
     hash_bytes,
@@ -19,6 +23,7 @@ from tunemath.storage import (
     new_folder,
     read_json,
     read_jsonl,
+    remove_leftovers,
     storage_errors,
     write_json,
     write_jsonl,
@@ -55,6 +60,8 @@ def test_what_is_not_json_is_never_written(tmp_path, number):
     [
         (errno.ENOSPC, "the disk is full; free some space and run the same command again"),
         (errno.EDQUOT, "quota"),
+        (errno.EFBIG, "ulimit -f"),
+        (errno.EIO, "the disk failed"),
         (errno.EACCES, "no permission"),
         (errno.EROFS, "read-only"),
     ],
@@ -93,6 +100,9 @@ def test_a_file_in_the_way_is_named(tmp_path):
     [
         "I/O error: No space left on device (os error 28)",
         "[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file",
+        "[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534",
+        "basic_ios::clear: iostream error",
+        "write(): fd 3 failed with No space left on device",
     ],
 )
 def test_libraries_that_report_a_full_disk_in_words_are_understood(tmp_path, words):
@@ -100,7 +110,105 @@ def test_libraries_that_report_a_full_disk_in_words_are_understood(tmp_path, wor
         raise RuntimeError(words)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("other"), OSError(errno.EIO, "hardware")])
+def by_torch(folder: Path) -> None:
+    import torch
+
+    torch.save(torch.zeros(50_000), folder / "optimizer.pt")
+
+
+def by_torch_in_many_pieces(folder: Path) -> None:
+    import torch
+
+    torch.save({str(k): torch.zeros(100) for k in range(500)}, folder / "optimizer.pt")
+
+
+def by_torch_as_it_was(folder: Path) -> None:
+    import torch
+
+    torch.save(torch.zeros(50_000), folder / "optimizer.pt", _use_new_zipfile_serialization=False)
+
+
+def by_safetensors(folder: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(50_000)}, folder / "model.safetensors")
+
+
+def by_numpy(folder: Path) -> None:
+    import numpy as np
+
+    np.save(folder / "a.npy", np.zeros(50_000))
+
+
+def by_numpy_in_a_zip(folder: Path) -> None:
+    import numpy as np
+
+    np.savez(folder / "a.npz", a=np.zeros(50_000))
+
+
+def by_us(folder: Path) -> None:
+    write_text(folder / "plan.json", "x" * 200_000)
+
+
+WRITERS = [
+    by_torch, by_torch_in_many_pieces, by_torch_as_it_was, by_safetensors, by_numpy,
+    by_numpy_in_a_zip, by_us,
+]  # fmt: skip
+
+
+@pytest.fixture
+def limited() -> Iterator[Callable[[int], None]]:
+    """Let the operating system refuse every file of this process beyond so many bytes."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [0, 1_000, 30_000, 100_000])
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_file_that_may_not_grow_is_told_whoever_writes_it(tmp_path, limited, write, size):
+    write(tmp_path)  # imports what it needs, and shows that it can
+    for path in tmp_path.iterdir():
+        path.unlink()
+    with pytest.raises(StorageError, match=f"cannot write {tmp_path}.*(large here|disk is full)"):
+        with storage_errors(tmp_path):
+            limited(size)
+            write(tmp_path)
+    assert write is not by_us or list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 120 KiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", str(folder)]
+    if os.name == "nt" or os.getuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a small disk, and not everywhere")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("left", [0, 1_000, 30_000, 100_000])
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_full_disk_is_told_whoever_writes_to_it(small_disk, write, left):
+    stat = os.statvfs(small_disk)
+    (small_disk / "others").write_bytes(bytes(max(0, stat.f_bavail * stat.f_frsize - left)))
+    with pytest.raises(StorageError, match=f"cannot write {small_disk}.*disk is full"):
+        with storage_errors(small_disk):
+            write(small_disk)
+
+
+def test_what_is_said_of_something_else_is_not_said_of_the_disk(tmp_path):
+    said = ModelError("cannot load m: No space left on device")
+    with pytest.raises(ModelError) as caught, storage_errors(tmp_path):
+        raise said
+    assert caught.value is said
+
+
+@pytest.mark.parametrize("error", [RuntimeError("other"), OSError(errno.EBADF, "no handle")])
 def test_other_errors_pass_through(tmp_path, error):
     with pytest.raises(type(error)) as caught, storage_errors(tmp_path):
         raise error
@@ -163,3 +271,70 @@ def test_what_a_killed_process_left_is_deleted(tmp_path):
     with new_folder(tmp_path / "made") as part:
         assert list(part.iterdir()) == []
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tunemath import storage
+
+setattr(storage.os, sys.argv[2], lambda *args: os.kill(os.getpid(), signal.SIGKILL))
+storage.write_text(Path(sys.argv[1]), "half")
+"""
+WAITING = """
+import sys
+from pathlib import Path
+from tunemath import storage
+
+def wait(handle):
+    print("writing", flush=True)
+    sys.stdin.readline()
+
+storage.os.fsync = wait
+storage.write_text(Path(sys.argv[1]), "whole")
+"""
+
+
+def killed_at(step: str, path: Path) -> None:
+    command = [sys.executable, "-c", KILLED, str(path), step]
+    assert subprocess.run(command, timeout=60).returncode == -signal.SIGKILL
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows can't say who holds a file")
+@pytest.mark.parametrize("step", ["fsync", "chmod", "replace"])
+def test_what_a_killed_write_left_is_deleted_by_the_next_in_its_folder(tmp_path, step):
+    others = {
+        ".plan.json.part",
+        ".plan.json.original",
+        ".notes.abcdefgh",
+        "plan.json.abcdefgh.part",
+    }
+    for name in others:
+        (tmp_path / name).write_text("mine")
+    killed_at(step, tmp_path / "plan.json")
+    (left,) = {path.name for path in tmp_path.iterdir()} - others
+    assert left.startswith(".plan.json.")
+    write_text(tmp_path / "mask.json", "{}")
+    assert {path.name for path in tmp_path.iterdir()} == {*others, "mask.json"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows can't say who holds a file")
+def test_what_a_living_process_is_writing_is_left_to_it(tmp_path):
+    path = tmp_path / "plan.json"
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITING, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        try:
+            assert process.stdout.readline() == b"writing\n"
+            remove_leftovers(tmp_path)
+            write_text(path, "other")
+            assert len(list(tmp_path.iterdir())) == 2
+            process.stdin.write(b"\n")
+            process.stdin.close()
+            assert process.wait(timeout=60) == 0
+        finally:
+            process.kill()
+    assert path.read_text() == "whole"
+    assert list(tmp_path.iterdir()) == [path]

@@ -6,14 +6,20 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tunemath.errors import RunError, StorageError
+from tunemath.errors import RunError, StorageError, TunemathError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a file that is open can be neither renamed nor deleted
+    fcntl = None
 
 __all__ = [
     "canonical_json",
@@ -22,28 +28,40 @@ __all__ = [
     "new_folder",
     "read_json",
     "read_jsonl",
+    "remove_leftovers",
     "storage_errors",
     "write_json",
     "write_jsonl",
     "write_text",
 ]
 
+_FULL = "the disk is full; free some space and run the same command again"
 _REASONS = {
-    errno.ENOSPC: "the disk is full; free some space and run the same command again",
+    errno.ENOSPC: _FULL,
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.EFBIG: "no file may become that large here; raise the limit (ulimit -f), or choose "
+    "another folder",
+    errno.EIO: "the disk failed (input/output error); choose a folder on another",
     errno.EACCES: "no permission; choose another folder or change its permissions",
     errno.EPERM: "no permission; choose another folder or change its permissions",
     errno.EROFS: "the file system is read-only; choose another folder",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EISDIR: "the path is a folder, not a file",
 }
-_FULL = (
-    "No space left",
-    "os error 28",
-    "file write failed",
-    "PytorchStreamWriter failed",
-    "unexpected pos",
-)
+# What torch, safetensors and NumPy report in words only, as expressions; the last five say that
+# nothing more could be written, and not why.
+_WORDS = {
+    **{
+        re.escape(os.strerror(code)): _REASONS[code]
+        for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+    },
+    "file write failed": _FULL,
+    "PytorchStreamWriter failed": _FULL,
+    "unexpected pos": _FULL,
+    "iostream error": _FULL,
+    r"\d requested and \d+ written": _FULL,
+}
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.part")
 
 
 @contextmanager
@@ -51,14 +69,22 @@ def storage_errors(path: Path) -> Iterator[None]:
     """Turn a full disk or a forbidden folder into a `StorageError` that names ``path``."""
     try:
         yield
-    except OSError as error:
-        if isinstance(error, StorageError) or error.errno not in _REASONS:
+    except TunemathError:
+        raise
+    except Exception as error:
+        reason = _reason(error)
+        if reason is None:
             raise
-        raise StorageError(f"cannot write {path}: {_REASONS[error.errno]}") from error
-    except Exception as error:  # torch and safetensors report a full disk in words only
-        if not any(words in str(error) for words in _FULL):
-            raise
-        raise StorageError(f"cannot write {path}: {_REASONS[errno.ENOSPC]}") from error
+        raise StorageError(f"cannot write {path}: {reason}") from error
+
+
+def _reason(error: Exception) -> str | None:
+    """Return why nothing could be written; None for an error that is about something else."""
+    code = error.errno if isinstance(error, OSError) else None
+    if code is not None:
+        return _REASONS.get(code)
+    text = str(error)
+    return next((reason for words, reason in _WORDS.items() if re.search(words, text)), None)
 
 
 @contextmanager
@@ -92,10 +118,15 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` so that ``path`` holds all of it or what it held before."""
+    """Write ``text`` so that ``path`` holds all of it or what it held before.
+
+    What killed processes left half-written in its folder is deleted.
+    """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        remove_leftovers(path.parent)
+        handle, temporary = _temporary(path)
+        held = os.dup(handle) if fcntl else None  # until it has its name, and is no leftover
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(text)
@@ -106,6 +137,34 @@ def write_text(path: Path, text: str) -> None:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+        finally:
+            if held is not None:
+                os.close(held)
+
+
+def _temporary(path: Path) -> tuple[int, str]:
+    """Open a new file beside ``path``, locked as long as it, or a copy of its handle, is open."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        if fcntl is None:
+            return handle, name
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.path.exists(name):
+            return handle, name
+        os.close(handle)  # another process took it for a leftover before it was locked
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the files of `write_text` in a folder that no living process is writing."""
+    if fcntl is None:
+        return
+    for path in folder.glob(".*.part"):
+        if not (_TEMPORARY.fullmatch(path.name) and path.is_file()):
+            continue
+        with suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

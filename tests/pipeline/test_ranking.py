@@ -154,4 +154,4 @@ def test_a_changed_adapter_is_refused(sft_run, copied, rank):
     save_file(changed, weights, metadata={"format": "pt"})
     code, _, err = rank("tiny", "--runs", runs)
     assert code == 2
-    assert "changed after training; train again" in " ".join(err.split())
+    assert "changed after train was recorded" in " ".join(err.split())

@@ -97,4 +97,4 @@ def test_a_broken_file_leaves_no_folder(tmp_path):
     source.write_bytes(b"GGUF" + bytes(64))
     with pytest.raises((ModelError, ValueError, OSError)):
         convert_gguf(source, tmp_path / "models" / "broken")
-    assert list((tmp_path / "models").iterdir()) == []
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [".lock"]

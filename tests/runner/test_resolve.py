@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +11,7 @@ import pytest
 from tunemath.contract import ModelChoice
 from tunemath.errors import ModelError
 from tunemath.runner import resolve
-from tunemath.runner.resolve import cache_folder, resolve_model
+from tunemath.runner.resolve import resolve_model
 from tunemath.space import read_blueprint
 
 
@@ -85,6 +84,13 @@ def test_a_hub_model_is_pinned_to_a_commit_and_free_of_pickles(monkeypatch, tmp_
     assert not any(p.endswith((".bin", ".pt", ".py", "*")) for _, ps, _ in asked for p in ps[:5])
 
 
+@pytest.mark.parametrize("id", ["~nosuchuser/x", "~nosuchuser"])
+def test_the_home_of_nobody_is_told(id):
+    assert refused(id) == (
+        f"model {id}: there is no such user, or no home folder; write the path in full"
+    )
+
+
 def copy_without(source: Path, target: Path, *names: str) -> Path:
     target.mkdir()
     for path in source.iterdir():
@@ -104,40 +110,6 @@ def test_a_pickle_only_folder_is_refused_with_the_reason(tiny_model, tmp_path):
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     with pytest.raises(ModelError, match=r"pickle"):
         read_blueprint(folder)
-
-
-def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
-    monkeypatch.setenv("TUNEMATH_CACHE", str(tmp_path / "mine"))
-    assert cache_folder() == tmp_path / "mine"
-    monkeypatch.delenv("TUNEMATH_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "tunemath"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == Path.home() / ".cache" / "tunemath"
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "3", "\xff"])
-def test_a_damaged_memory_of_hashes_is_written_again(tiny_model, tmp_path, monkeypatch, content):
-    monkeypatch.setenv("TUNEMATH_CACHE", str(tmp_path))
-    expected = resolve.weights_hash(tiny_model)
-    (tmp_path / "hashes.json").write_text(content, "latin-1")
-    assert resolve.weights_hash(tiny_model) == expected
-    assert len(json.loads((tmp_path / "hashes.json").read_text())) == 2
-
-
-def test_weights_are_hashed_again_only_when_a_file_changes(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setenv("TUNEMATH_CACHE", str(tmp_path / "cache"))
-    folder = copy_without(tiny_model, tmp_path / "model")
-    model = resolve_model(ModelChoice(id=str(folder)))
-    first = model.weights_hash()
-    with monkeypatch.context() as patch:
-        patch.setattr(resolve, "hash_file", lambda path: pytest.fail("read again"))
-        assert model.weights_hash() == first
-    weights = folder / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-    assert model.weights_hash() != first
 
 
 def test_an_adapter_has_a_hash_over_its_own_configuration_and_weights(tmp_path, monkeypatch):

@@ -76,8 +76,9 @@ def find_run(name: str, runs: Path) -> Run:
 
     for folder in (Path(name), runs / name):
         if (folder / "contract.yaml").is_file():
-            contract = FineTune.load(folder / "contract.yaml")
-            return Run(contract, folder.resolve().parent)
+            contract, place = FineTune.load(folder / "contract.yaml"), folder.resolve()
+            # A folder that was renamed or copied is the run that was asked for, under its new name.
+            return Run(contract.model_copy(update={"name": place.name}), place.parent)
     known = sorted(path.parent.name for path in runs.glob("*/contract.yaml"))
     raise RunError(
         f"no run at {name} or {runs / name}; "

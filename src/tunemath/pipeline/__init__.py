@@ -14,15 +14,18 @@ from typing import Any
 
 from tunemath import version
 from tunemath.errors import RunError
+from tunemath.mask.tokenize import read_model_json
 from tunemath.pipeline.folder import differences
 from tunemath.pipeline.judging import check, mask, report
 from tunemath.pipeline.measuring import baselines, evaluate, movement, spectrum
 from tunemath.pipeline.planning import plan
 from tunemath.pipeline.run import Run
 from tunemath.pipeline.training import train
-from tunemath.storage import write_text
+from tunemath.space.blueprint.saved import to_json
+from tunemath.storage import hash_bytes, write_text
 
 __all__ = [
+    "INPUTS",
     "STAGES",
     "Run",
     "Stage",
@@ -62,13 +65,27 @@ def _section(name: str) -> Callable[[Run], Any]:
 
 def _reads(*names: str) -> Callable[[Run], dict[str, Any]]:
     """Return a function that collects the named inputs of a run."""
-    return lambda run: {name: _INPUTS[name](run) for name in names}
+    return lambda run: {name: INPUTS[name](run) for name in names}
 
 
-_INPUTS: dict[str, Callable[[Run], Any]] = {
-    "model": lambda run: run.model.weights_hash(),
-    "shapes": lambda run: run.model.id,
+def _weights(run: Run) -> Any:
+    """Return the hash of the base, and of the code in its folder where that may run."""
+    weights, code = run.model.weights_hash(), run.model.code_hashes()
+    return [weights, code] if code else weights
+
+
+def _generation(run: Run) -> dict[str, Any]:
+    """Return what the model's folder says of how it answers, and where answers end."""
+    config = read_model_json(run.model.folder, "generation_config.json")
+    config.pop("transformers_version", None)
+    return {**config, "eos_token_id": list(run.tokenizer.eos_ids)}
+
+
+INPUTS: dict[str, Callable[[Run], Any]] = {
+    "model": _weights,
+    "shapes": lambda run: [run.model.id, hash_bytes(to_json(run.blueprint).encode())],
     "codec": lambda run: [run.template.sha256, run.tokenizer.sha256],
+    "generation": _generation,
     "data": lambda run: run.data_hashes,
     "training data": lambda run: run.data_hashes["train"],
     "items": lambda run: {k: v for k, v in run.data_hashes.items() if k != "train"},
@@ -95,8 +112,14 @@ STAGES: tuple[Stage, ...] = (
         _reads("shapes", "codec", "data", "space", "objective", "budget", "mask", "evaluation"),
         plan,
     ),
-    Stage("mask", (), (), _reads("codec", "data", "objective", "mask"), mask),
-    Stage("baselines", (), (), _reads("model", "codec", "data", "evaluation", "seed"), baselines),
+    Stage("mask", (), (), _reads("codec", "generation", "data", "objective", "mask"), mask),
+    Stage(
+        "baselines",
+        (),
+        (),
+        _reads("model", "codec", "generation", "data", "evaluation", "seed"),
+        baselines,
+    ),
     Stage(
         "train",
         ("plan", "mask"),
@@ -108,7 +131,7 @@ STAGES: tuple[Stage, ...] = (
         "evaluate",
         ("baselines", "train"),
         ("baselines", "train"),
-        _reads("items", "evaluation"),
+        _reads("items", "generation", "evaluation"),
         evaluate,
     ),
     Stage(

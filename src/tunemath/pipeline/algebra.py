@@ -252,7 +252,7 @@ def _need_adapter(folder: Path) -> None:
 
 
 def _source(role: Literal["base", "adapter", "tuned"], name: str, folder: Path) -> Source:
-    return Source(role, name, weights_hash(folder))
+    return Source(role, name, weights_hash(folder, anew=True))
 
 
 def _recorded_base(folder: Path) -> tuple[Source, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,11 +13,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tunemath.errors import RunError
+from tunemath.runner.bound import MANIFEST, UPDATES, altered
 from tunemath.storage import (
     canonical_json,
     hash_bytes,
     hash_file,
     read_json,
+    remove_leftovers,
     storage_errors,
     write_json,
 )
@@ -33,7 +36,7 @@ class RunFolder:
     @property
     def manifest_path(self) -> Path:
         """Where the chain of hashes is kept."""
-        return self.path / "manifest.json"
+        return self.path / MANIFEST
 
     def manifest(self) -> dict[str, Any]:
         """Return the manifest; an empty one for a new run."""
@@ -54,9 +57,17 @@ class RunFolder:
                     f"another process is working on {self.path}; wait for it, or use --set name=…"
                 ) from None
         try:
+            self._remove_leftovers()
             yield
         finally:
             lock.release()
+
+    def _remove_leftovers(self) -> None:
+        """Delete what a process that was killed left half-written in the folder."""
+        for folder in (self.path, *(path for path in self.path.glob("*") if path.is_dir())):
+            remove_leftovers(folder)
+        for name in UPDATES:
+            shutil.rmtree(self.path / f".{name}.part", ignore_errors=True)
 
     def recorded(self, stage: str) -> dict[str, Any] | None:
         """Return what the manifest holds of a stage."""
@@ -68,10 +79,29 @@ class RunFolder:
         return entry is not None and entry["key"] == _key(inputs) and not self.broken(stage)
 
     def broken(self, stage: str) -> list[str]:
-        """Return a recorded stage's products that are missing or not as they were written."""
-        entry = self.recorded(stage)
-        products = entry["products"] if entry else {}
-        return [name for name, sha in products.items() if _hash_or_none(self.path / name) != sha]
+        """Return a recorded stage's products that are not as they were written, or not its own."""
+        return list(self._altered(stage))
+
+    def need(self, stage: str, said: str) -> None:
+        """Raise `RunError` where a stage has not been recorded, or its products are altered.
+
+        ``said`` is what the stage gives, and the command for it.
+        """
+        if self.recorded(stage) is None:
+            raise RunError(f"{self.path} has no {said}")
+        again = "train again with --fresh" if stage == "train" else f"run `tunemath {stage}` again"
+        for name, what in self._altered(stage).items():
+            raise RunError(
+                f"{self.path / name} {what} after {stage} was recorded in {MANIFEST}; put back "
+                f"what was there, or {again}"
+            )
+
+    def _altered(self, stage: str) -> dict[str, str]:
+        stages = self.manifest()["stages"]
+        if stage not in stages:
+            return {}
+        known = {name for entry in stages.values() for name in entry["products"]}
+        return altered(self.path, stages[stage]["products"], known)
 
     def execute(
         self,
@@ -114,10 +144,6 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _key(inputs: Mapping[str, Any]) -> str:
     return hash_bytes(canonical_json(dict(inputs)))
-
-
-def _hash_or_none(path: Path) -> str | None:
-    return hash_file(path) if path.is_file() else None
 
 
 def _difference(name: str, old: Any, new: Any) -> str:

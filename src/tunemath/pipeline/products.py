@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tunemath.contract import ModelChoice
 from tunemath.findings import Status, Verdict
 from tunemath.runner.progress import Progress, silent
-from tunemath.runner.resolve import ResolvedModel, resolve_model
+from tunemath.runner.resolve import CONFIGS, ResolvedModel, resolve_model, weights_hash
 from tunemath.space.checks import CHECKS
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def merge_into(
     """Merge a saved update into its base, a tensor at a time; return the proof and its findings."""
     from tunemath.runner.merging import MergeOptions, merge_update
 
+    _read_anew(base.folder, adapter)
     evidence = merge_update(base, adapter, out, options or MergeOptions(), rows, answers, progress)
     return {**evidence, "findings": _findings(evidence)}
 
@@ -52,6 +53,7 @@ def unmerge_from(
     """Subtract a saved update from weights that it was merged into; return what that left."""
     from tunemath.runner.unmerging import unmerge_update
 
+    _read_anew(merged.folder, adapter, *([base.folder] if base is not None else []))
     return unmerge_update(merged, adapter, out, base, force, progress)
 
 
@@ -69,6 +71,7 @@ def verify(
     """
     from tunemath.runner.verifying import verify_product
 
+    _read_anew(base.folder, adapter)
     evidence = verify_product(base, adapter, product, probe, progress)
     findings = _findings(evidence)
     statuses = {finding["status"] for finding in findings}
@@ -78,6 +81,13 @@ def verify(
     ):
         worst = Verdict.INSUFFICIENT_EVIDENCE
     return {"verdict": worst.value, "exit_code": worst.exit_code, "findings": findings, **evidence}
+
+
+def _read_anew(*folders: Path) -> None:
+    """Hash all that a product is made of, whatever is remembered: what ships is what is there."""
+    for folder in folders:
+        if any((folder / name).is_file() for name in CONFIGS):  # else told by what reads it
+            weights_hash(folder, anew=True)
 
 
 def _findings(evidence: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from tunemath.contract import ModelChoice
 from tunemath.errors import ModelError
 from tunemath.pipeline.run import Run
+from tunemath.pipeline.using import need_update
+from tunemath.runner.bound import refuse_altered
 
 if TYPE_CHECKING:
     from tunemath.space.weights.spectra import SpectrumSettings
@@ -28,6 +30,7 @@ def spectrum_of_run(
     """
     from tunemath.runner.models import why_not_merged
 
+    need_update(run)
     why = why_not_merged(run.contract.space)
     if why is not None:
         raise ModelError(f"{run.folder.path} has no spectrum: {why}")
@@ -55,12 +58,16 @@ def spectrum_of(
         is_adapter,
     )
 
+    for folder in (tuned, against):
+        if folder is not None:
+            refuse_altered(folder)
     if against is not None and not is_adapter(against):
         raise ModelError(f"{against} is no adapter: it has no adapter_config.json; give its folder")
     weights = None
     if base is not None:
         given = Path(base)
         weights = given if given.exists() else resolve_model(ModelChoice(id=base)).folder
+        refuse_altered(weights if weights.is_dir() else weights.parent)
     if is_adapter(tuned):
         found = adapter_spectrum(tuned, weights, settings, against, tick)
     elif weights is None:

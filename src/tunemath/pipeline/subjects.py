@@ -19,6 +19,7 @@ from tunemath.pipeline.questions import Questions
 from tunemath.pipeline.ranking import RankOptions, measure_ranks
 from tunemath.pipeline.run import Run
 from tunemath.pipeline.using import need_update
+from tunemath.runner.bound import refuse_altered
 from tunemath.runner.resolve import ResolvedModel, resolve_model
 from tunemath.storage import read_json, read_jsonl, write_json, write_text
 
@@ -61,9 +62,6 @@ def rank_run(run: Run, options: RankOptions, most: int, progress: Any, say: Say)
     why = why_not_merged(run.contract.space)
     if why is not None:
         raise ModelError(f"{run.folder.path} has no rank to cut: {why}")
-    broken = [name for name in run.folder.broken("train") if name.startswith(run.update.name)]
-    if broken:
-        raise RunError(f"{run.folder.path}: {broken[0]} changed after training; train again")
     options = replace(options, bootstraps=run.evaluation.bootstraps, seed=run.contract.seed)
     questions = Questions(lambda: run.model.folder, run.evaluation, progress)
     subject = _asked(run.model, run.update, questions, most)
@@ -100,6 +98,7 @@ def rank_models(
     if contract is not None and data is not None:
         raise ContractError("--contract and --data exclude each other; give one")
     model = resolve_model(ModelChoice(id=base))
+    refuse_altered(tuned)
     update_hash(tuned)
     codec = tuned if (tuned / "tokenizer.json").is_file() else model.folder
     say(f"tokenizer and template: those in {codec}")
@@ -202,6 +201,8 @@ def _answers(
 def _as_evaluated(run: Run, points: Path) -> Mapping[str, int] | None:
     """Count the answers of the whole update, in the weights, that are those of the evaluation."""
     path = run.folder.path / "items/tuned.task.jsonl"
+    if path.exists():
+        run.folder.need("evaluate", "evaluation to compare with; `tunemath evaluate` makes it")
     score = points / f"{WHOLE.name}.score.json"
     if not (path.exists() and score.exists()):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from tunemath.errors import ModelError, RunError
 from tunemath.mask import Item, Message, encode_prompt
+from tunemath.pipeline import INPUTS
+from tunemath.pipeline.folder import differences
 from tunemath.pipeline.measuring import answered
 from tunemath.pipeline.run import Run
 from tunemath.storage import read_jsonl
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["ask", "merge", "need_update"]
 
 _PROBES = 8
+_OF_WEIGHTS = ("space", "objective", "budget", "mask", "seed")
+"""The inputs of training that a contract gives by itself."""
 
 
 def ask(run: Run, prompt: str, system: str | None = None) -> dict[str, str]:
@@ -30,6 +35,7 @@ def ask(run: Run, prompt: str, system: str | None = None) -> dict[str, str]:
     from tunemath.runner.models import choose_device, load_adapter, load_base
 
     need_update(run)
+    run.folder.need("plan", "plan.json; `tunemath plan` writes it")
     system = run.folder.read("plan.json")["data"]["shared_system"] if system is None else system
     messages = [Message("system", system)] if system else []
     ids = encode_prompt(run.template, run.tokenizer, [*messages, Message("user", prompt)])
@@ -66,6 +72,9 @@ def merge(
     from tunemath.runner.models import why_not_merged
 
     need_update(run)
+    if items:
+        run.folder.need("evaluate", "evaluation to compare with; `tunemath evaluate` makes it")
+        _refuse_other_contract(run, "evaluate", ("items", "evaluation"))
     why = why_not_merged(run.contract.space)
     if why is not None:
         raise ModelError(f"nothing to merge: {why}; deploy {run.update} beside the base")
@@ -110,6 +119,24 @@ def _preferred(run: Run, model: Any, item: Item, old: dict[str, Any], new: dict[
 
 
 def need_update(run: Run) -> None:
-    """Refuse a run that has trained nothing yet."""
-    if run.folder.recorded("train") is None:
-        raise RunError(f"{run.folder.path} has no trained adapter yet; `tunemath run` trains it")
+    """Refuse a run that has trained nothing yet, or whose weights are not those that it trained.
+
+    Every file of the update is held against the manifest, and the contract against the one that
+    was trained: it may have been edited in the run's folder. Data are not asked for, since the
+    weights stay what they are when a file of rows changes.
+    """
+    run.folder.need("train", "trained adapter yet; `tunemath run` trains it")
+    _refuse_other_contract(run, "train", _OF_WEIGHTS)
+
+
+def _refuse_other_contract(run: Run, stage: str, names: Sequence[str]) -> None:
+    """Refuse a contract that says otherwise than a finished stage was told."""
+    inputs = (run.folder.recorded(stage) or {})["inputs"]
+    changed = differences(
+        {name: inputs.get(name) for name in names}, {name: INPUTS[name](run) for name in names}
+    )
+    if changed:
+        raise RunError(
+            f"{run.folder.path} holds what another contract gave ({'; '.join(changed)}); give the "
+            "one that was run, which a run saves as its contract.yaml, or run this one"
+        )

@@ -16,15 +16,15 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.pytorch_utils import Conv1D
 
 from tunemath.errors import ModelError
+from tunemath.runner.cache import keep, recall
 from tunemath.runner.loading import one_line
 from tunemath.runner.quiet import quiet_libraries
-from tunemath.runner.resolve import cache_folder
 from tunemath.space import Blueprint, Module
 from tunemath.space.blueprint import Kind
 from tunemath.space.blueprint.config import class_name
 from tunemath.space.blueprint.quantised import declared_quantisation
 from tunemath.space.blueprint.saved import from_json, to_json
-from tunemath.storage import canonical_json, hash_bytes, write_text
+from tunemath.storage import canonical_json, hash_bytes
 
 __all__ = ["blueprint_from_transformers", "blueprint_of", "build_from_config", "classes_of"]
 
@@ -67,24 +67,15 @@ def blueprint_from_transformers(
     once for a configuration, a task and a version of transformers. Raises `ModelError` where
     transformers cannot build it; the message has its reason.
     """
-    key = canonical_json([3, transformers.__version__, task_type, dict(config)])
-    folder = cache or cache_folder() / "blueprints"
-    path = folder / f"{hash_bytes(key)}.json"
-    kept = _kept(path)
+    about = canonical_json([3, transformers.__version__, task_type, dict(config)])
+    key = hash_bytes(about)
+    kept = recall("blueprints", key, cache)
     if kept is not None:
-        return kept
+        with suppress(ModelError):  # damaged
+            return from_json(kept)
     text = to_json(blueprint_of(build_from_config(config, task_type)))
-    with suppress(OSError):  # a cache that can't be written is a cache that isn't there
-        write_text(path, text)
+    keep("blueprints", key, text, cache)
     return from_json(text)
-
-
-def _kept(path: Path) -> Blueprint | None:
-    """Return a blueprint from the cache; None where there is none, or a damaged one."""
-    try:
-        return from_json(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, ModelError):
-        return None
 
 
 def build_from_config(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from pathlib import Path
+
+from filelock import FileLock
 
 from tunemath.errors import ModelError
 from tunemath.runner.quiet import quiet_libraries
-from tunemath.storage import storage_errors, write_text
+from tunemath.storage import new_folder, storage_errors, write_text
 
 __all__ = ["convert_gguf"]
 
@@ -25,22 +26,20 @@ _DIGITS_THEN_BYTES = {
 def convert_gguf(source: Path, folder: Path) -> None:
     """Write the model in ``source`` to ``folder``: float32 safetensors, tokenizer, template.
 
-    The folder appears whole or not at all. GGUF names its pre-tokenizer but does not carry it;
-    for ``smollm`` it is restored (digits one by one, then bytes), since transformers' loader
-    leaves the digit split out and runs of spaces before digits would be cut differently.
+    The folder appears whole or not at all; of several processes one converts, and the others wait
+    for it. What killed conversions of this model left is deleted. GGUF names its pre-tokenizer but
+    does not carry it; for ``smollm`` it is restored (digits one by one, then bytes), since
+    transformers' loader leaves the digit split out and runs of spaces before digits would be cut
+    differently.
     """
     with storage_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        try:
-            _write_model(source, temporary)
-            temporary.chmod(0o755)
-            temporary.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # not merely another process that finished first
-                raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with FileLock(folder.parent / ".lock"):
+            for left in folder.parent.glob(f".{folder.name.partition('-')[0]}-*"):
+                shutil.rmtree(left, ignore_errors=True)
+            if not folder.is_dir():
+                with new_folder(folder) as part:
+                    _write_model(source, part)
 
 
 def _write_model(source: Path, folder: Path) -> None:

