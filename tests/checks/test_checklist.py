@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from planting import one_more, put
 
 from tunemath.checks import OWED, Checklist
-from tunemath.findings import Check, Finding, Outcome, Status, Verdict, verdict
+from tunemath.findings import Check, Status
 
 FAILURES = Path(__file__).parents[3] / "shared" / "FAILURES.md"
 CHECKS = {check.id: check for check in Checklist().items}
@@ -65,14 +66,6 @@ def test_what_checks_cover_is_known():
 # --- every check on a real run, and on faults planted in its evidence
 
 
-@pytest.fixture(scope="module")
-def good(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
-    return {
-        "sft": request.getfixturevalue("sft_run").evidence(),
-        "dpo": request.getfixturevalue("dpo_run").evidence(),
-    }
-
-
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 @pytest.mark.parametrize("name", CHECKS)
 def test_every_check_passes_on_a_sound_run(good, kind, name):
@@ -81,24 +74,6 @@ def test_every_check_passes_on_a_sound_run(good, kind, name):
     assert finding.status is (Status.PASS if generates else Status.NOT_RUN), finding
     assert finding.measured
     assert finding.threshold
-
-
-def put(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
-    """Set one value of the evidence; ``value`` may be a function of the old one."""
-
-    def fault(evidence: dict[str, Any]) -> None:
-        *way, last = path.split("/")
-        holder: Any = evidence
-        for part in way:
-            holder = holder[int(part)] if isinstance(holder, list) else holder[part]
-        key: Any = int(last) if isinstance(holder, list) else last
-        holder[key] = value(holder[key]) if callable(value) else value
-
-    return fault
-
-
-def one_more(value: int) -> int:
-    return value + 1
 
 
 TASK, KEPT = "scorecard/differences/task", "scorecard/differences/retention"
@@ -223,56 +198,6 @@ def test_evidence_of_another_shape_is_never_a_pass(good, name):
     finding = CHECKS[name].run({**good["sft"], **{need: {"x": 1} for need in CHECKS[name].needs}})
     assert finding.status in (Status.ERROR, Status.NOT_RUN, Status.INSUFFICIENT_EVIDENCE)
     assert finding.status is not Status.ERROR or "Error: " in finding.measured
-
-
-# --- the verdict
-
-
-def make_finding(status: Status, *, required: bool = True) -> Finding:
-    check = Check(
-        "x", "space", "static", "X.", ("plan",), lambda e: Outcome(status, "1", "1"), (), required
-    )
-    return check.run({"plan": {}})
-
-
-PASS, NOT_RUN, ERROR = Status.PASS, Status.NOT_RUN, Status.ERROR
-
-
-@pytest.mark.parametrize(
-    ("statuses", "expected", "code"),
-    [
-        ([PASS], "PASS", 0),
-        ([PASS, PASS], "PASS", 0),
-        ([PASS, FAIL], "FAIL", 1),
-        ([PASS, ERROR], "FAIL", 1),
-        ([UNDECIDED, FAIL], "FAIL", 1),
-        ([NOT_RUN, ERROR], "FAIL", 1),
-        ([PASS, UNDECIDED], "INSUFFICIENT_EVIDENCE", 3),
-        ([PASS, NOT_RUN], "INSUFFICIENT_EVIDENCE", 3),
-        ([NOT_RUN], "INSUFFICIENT_EVIDENCE", 3),
-        ([], "INSUFFICIENT_EVIDENCE", 3),
-    ],
-)
-def test_the_worst_required_finding_decides(statuses, expected, code):
-    found = verdict([make_finding(status) for status in statuses])
-    assert (found, found.exit_code) == (Verdict(expected), code)
-
-
-@pytest.mark.parametrize("status", list(Status))
-def test_a_finding_that_is_not_required_decides_nothing(status):
-    others = [make_finding(PASS), make_finding(status, required=False)]
-    assert verdict(others) is Verdict.PASS
-    assert verdict(others[1:]) is Verdict.INSUFFICIENT_EVIDENCE
-
-
-def test_a_judge_that_raises_is_an_error():
-    def judge(evidence):
-        raise ZeroDivisionError("ours")
-
-    finding = Check("x", "space", "static", "X.", ("plan",), judge).run({"plan": {}})
-    assert finding.status is Status.ERROR
-    assert finding.measured == "ZeroDivisionError: ours"
-    assert verdict([finding]).exit_code == 1
 
 
 def test_nothing_at_all_is_not_enough():

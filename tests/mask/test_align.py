@@ -186,6 +186,45 @@ def test_too_long_rows_are_refused_or_dropped_whole(model):
         encode_rows(rows, template, tokenizer, max_length=5, too_long="drop")
 
 
+@pytest.mark.parametrize("too_long", ["refuse", "drop"])
+def test_a_row_of_exactly_the_limit_is_kept(model, too_long):
+    template, tokenizer = model()
+    row = example("what?", "yes")
+    length = len(tokenizer.encode(template.full(row.messages)))
+    for limit in (length, length + 1):
+        kept = encode_rows([row], template, tokenizer, max_length=limit, too_long=too_long)
+        assert [len(each.input_ids) for each in kept.encoded] == [length]
+        assert kept.dropped == 0
+    said = {
+        "refuse": rf"the row has {length} tokens and mask\.max_length is {length - 1};",
+        "drop": rf"longer than mask\.max_length {length - 1}; .*the longest has {length} tokens",
+    }
+    with pytest.raises(DataError, match=said[too_long]):
+        encode_rows([row], template, tokenizer, max_length=length - 1, too_long=too_long)
+
+
+def test_the_longer_side_of_a_pair_is_held_against_the_limit(model):
+    template, tokenizer = model()
+    for texts in (("yes", "no no no"), ("no no no", "yes")):
+        pair = Pair("a", talk("what?"), *texts, "p.jsonl:1")
+        longer = (*talk("what?"), Message("assistant", "no no no"))
+        length = len(tokenizer.encode(template.full(longer)))
+        kept = encode_rows([pair], template, tokenizer, max_length=length)
+        assert max(len(side.input_ids) for side in kept.encoded) == length
+        with pytest.raises(DataError, match=f"the row has {length} tokens"):
+            encode_rows([pair], template, tokenizer, max_length=length - 1)
+
+
+def test_a_prompt_that_fills_the_limit_leaves_no_place_for_an_answer(model):
+    template, tokenizer = model()
+    row = example("what?", "yes")
+    prompt = len(tokenizer.encode(template.prompt(row.messages[:1])))
+    with pytest.raises(DataError, match=f"the prompt alone has {prompt} tokens"):
+        encode_rows([row], template, tokenizer, max_length=prompt)
+    with pytest.raises(DataError, match=r"the row has \d+ tokens"):
+        encode_rows([row], template, tokenizer, max_length=prompt + 1)
+
+
 def test_pairs_share_their_prompt_ids_and_drop_together(model):
     template, tokenizer = model()
     pairs = [

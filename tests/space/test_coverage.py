@@ -100,6 +100,29 @@ def test_reaching_every_layer_is_no_finding(names):
     assert coverage_of(blueprint, on(blueprint, *names)).findings == ()
 
 
+@pytest.mark.parametrize(
+    ("layers", "reached", "found"),
+    [(10, 9, False), (10, 8, True), (20, 18, False), (20, 17, True), (9, 8, True), (1, 0, False)],
+)
+def test_nine_layers_of_ten_are_enough(layers, reached, found):
+    stack = tuple(linear(f"model.layers.{i}.self_attn.q_proj") for i in range(layers))
+    blueprint = Blueprint("plain", "", stack)
+    change = Change((Group(stack[:reached], (Part("a", (1,)),), 1),))
+    findings = coverage_of(blueprint, change, asked=["q_proj"]).findings
+    assert [f"{reached} of {layers} layers are reached" in each for each in findings] == (
+        [True] if found else []
+    )
+
+
+@pytest.mark.parametrize(("more", "found"), [(0, False), (1, True)])
+def test_half_of_the_feed_forward_weights_are_enough(more, found):
+    fused = Module("model.layers.0.mlp.experts", "experts", (("up_proj", (1, 8 + more, 8)),))
+    shared = linear("model.layers.0.mlp.shared_expert.up_proj")
+    blueprint = Blueprint("mixture", "", (fused, shared))
+    findings = coverage_of(blueprint, on(blueprint, "up_proj"), asked=["up_proj"]).findings
+    assert bool(findings) is found
+
+
 def test_layers_left_out_on_purpose_are_no_finding():
     blueprint = hybrid()
     change = on(blueprint, "q_proj")

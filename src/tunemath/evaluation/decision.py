@@ -45,7 +45,7 @@ def judge_retention(difference: Mapping[str, float], margin: float) -> Status:
     """
     if difference["high"] < -margin:
         return Status.FAIL
-    return Status.INSUFFICIENT_EVIDENCE if difference["low"] <= -margin else Status.PASS
+    return Status.PASS if difference["low"] > -margin else Status.INSUFFICIENT_EVIDENCE
 
 
 def plain_verdict(card: Mapping[str, Any]) -> str:

@@ -111,8 +111,10 @@ def _deployable(evidence: Evidence) -> Outcome:
     """The trained, the reloaded and, where it can be, the merged and reloaded model are one."""
     artefact = evidence["artefact"]
     pairs = {key: value for key, value in artefact.items() if key.startswith("adapter_vs_")}
-    worst = max(pairs, key=lambda key: pairs[key]["max_logit_difference"])
-    largest = pairs[worst]["max_logit_difference"]
+    # NaN is the worst of all, but larger than nothing.
+    apart = {key: pair["max_logit_difference"] for key, pair in pairs.items()}
+    worst = max(apart, key=lambda key: (math.isnan(apart[key]), apart[key]))
+    largest = apart[worst]
     same = largest <= artefact["tolerance"]
     unmerged = f"; not merged: {artefact['not_merged']}" if "not_merged" in artefact else ""
     return Outcome(

@@ -125,7 +125,7 @@ def _survives_rounding(artefact: Mapping[str, Any]) -> Outcome:
     lost = {
         form: kept
         for form, kept in forms.items()
-        if kept["norm"] and (kept["share"] < _SHARE or kept["error"] > _ERROR)
+        if kept["norm"] and not (kept["share"] >= _SHARE and kept["error"] <= _ERROR)
     }
     costs = artefact.get("forms", {})
     return Outcome(
