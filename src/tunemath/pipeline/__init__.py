@@ -20,6 +20,7 @@ from tunemath.pipeline.measuring import baselines, evaluate, movement, spectrum
 from tunemath.pipeline.planning import plan
 from tunemath.pipeline.run import Run
 from tunemath.pipeline.training import train
+from tunemath.runner.launchers import refuse_several_processes
 from tunemath.storage import write_text
 
 __all__ = [
@@ -138,6 +139,7 @@ def advance(
     ``started(stage, skipped)`` is told of each stage in turn. Raises `RunError` when trained
     weights would be overwritten under another contract and ``run.fresh`` is not set.
     """
+    refuse_several_processes()
     wanted = _ancestors(until)
     _validate(run)
     with run.folder.locked():
