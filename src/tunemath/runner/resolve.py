@@ -15,6 +15,7 @@ from typing import Any
 
 from tunemath.contract import ModelChoice
 from tunemath.errors import ModelError, RunError
+from tunemath.space.peft.portable import base_reference
 from tunemath.storage import canonical_json, hash_bytes, hash_file, read_json, write_json
 
 __all__ = ["DEFAULT_MODEL", "ResolvedModel", "cache_folder", "resolve_model", "weights_hash"]
@@ -35,6 +36,12 @@ class ResolvedModel:
     revision: str | None
     note: str | None
     trust_remote_code: bool
+
+    @property
+    def reference(self) -> str:
+        """What the model is called on any machine: its id, or ``./NAME`` of a folder."""
+        local = self.revision is None and self.id != DEFAULT_MODEL
+        return base_reference(self.id)[0] if local else self.id
 
     def weight_files(self) -> list[Path]:
         """Return the safetensors files of the model, sorted by name."""

@@ -21,6 +21,7 @@ from tunemath.runner import probes
 from tunemath.runner.checkpoints import SealCheckpoints, latest_checkpoint
 from tunemath.runner.launchers import without_launcher
 from tunemath.runner.models import attach_adapter, choose_device, load_base, trainable_counts
+from tunemath.runner.portable import make_portable
 from tunemath.runner.prefixes import VirtualTokens
 from tunemath.runner.progress import Progress
 from tunemath.runner.quiet import quiet_libraries
@@ -238,10 +239,11 @@ def _save(model: Any, job: TrainingJob) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     about: dict[str, Any] = {}
     if isinstance(model, TunedModel):
-        about["base"] = {"id": job.model.id, "sha256": job.model.weights_hash()}
+        about["base"] = {"id": job.model.reference, "sha256": job.model.weights_hash()}
     with storage_errors(folder), quiet_libraries():
         model.save_pretrained(temporary, safe_serialization=True, **about)
         (temporary / "README.md").unlink(missing_ok=True)
+        make_portable(temporary, job.model)
         _record(job).write(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
@@ -257,5 +259,5 @@ def _record(job: TrainingJob) -> Provenance:
             )
     common = sorted(token for token, count in ends.items() if count >= _COMMON * ends.total())
     settings = {"method": job.contract.space.method, "answers_end_with": common}
-    base = Source("base", job.model.id, job.model.weights_hash())
+    base = Source("base", job.model.reference, job.model.weights_hash())
     return Provenance("train", (base,), settings)
