@@ -24,13 +24,22 @@ def test_front_matter(sft: dict[str, Any]) -> None:
     }
 
 
-@pytest.mark.parametrize("folder", ["/home/ann/model", "./model", "src/tunemath", "models/a b"])
-def test_a_folder_is_no_base_model(sft: dict[str, Any], folder: str) -> None:
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("/home/ann/model", "model"),
+        ("../ann/model", "model"),
+        ("src/tunemath", "tunemath"),
+        ("C:\\ann\\a b", "a b"),
+    ],
+)
+def test_a_folder_is_no_base_model(sft: dict[str, Any], folder: str, name: str) -> None:
     sft["contract"]["model"]["id"] = folder
     card = model_card(sft)
     assert "base_model" not in front_matter(card)
     assert folder not in card
-    assert 'base = "path/to/base"' in card
+    assert f'base = "./{name}"' in card
+    assert f"with the base model as `./{name}` in it" in card
 
 
 def test_a_hub_id_is_kept(sft: dict[str, Any]) -> None:

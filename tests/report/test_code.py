@@ -21,7 +21,7 @@ def assigned(code: str, name: str) -> Any:
 def test_values_are_literals_whatever_they_hold() -> None:
     code = loading_code(HOSTILE, HOSTILE, messages=[{"role": "user", "content": HOSTILE}])
     assert assigned(code, "base") == HOSTILE
-    assert assigned(code, "adapter") == str(Path(HOSTILE) / "adapter")
+    assert assigned(code, "adapter") == HOSTILE
     assert assigned(code, "messages") == [{"role": "user", "content": HOSTILE}]
     assert "\u202e" not in code
 
@@ -40,6 +40,8 @@ def test_a_dtype_is_a_name() -> None:
 def test_example_asks_the_first_held_out_item(sft: dict[str, Any]) -> None:
     code = example_code(sft)
     assert assigned(code, "adapter") == "runs/dates-sft/adapter"
+    assert assigned(example_code(sft, "runs/x"), "adapter") == str(Path("runs/x/adapter").resolve())
+    assert assigned(example_code(sft, update="."), "adapter") == "."
     assert assigned(code, "messages") == [{"role": "user", "content": "3. März 1987"}]
     turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
     sft["evaluation"]["before_after"][0]["messages"] = turns
@@ -79,7 +81,7 @@ def test_the_code_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"]))
     adapted.save_pretrained(tmp_path / "run" / "adapter")
     code = loading_code(
-        tmp_path / "run",
+        tmp_path / "run" / "adapter",
         tmp_path / "base",
         messages=[{"role": "user", "content": "hello"}],
         max_new_tokens=3,

@@ -87,6 +87,7 @@ def test_stages_run_alone(dpo: dict[str, Any], incomplete: dict[str, Any]) -> No
     assert "60 steps in 3 min 21 s" in show(training_view(dpo["training"]))
     assert "margin accuracy" in show(training_view(dpo["training"]))
     assert "14 steps" in show(training_view(incomplete["training"]))
+    assert "On cpu (float32)" in show(training_view(dpo["training"]))
 
 
 def test_movement_and_spectrum(sft: dict[str, Any]) -> None:

@@ -16,9 +16,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave the process with its exit code."""
     from tunemath.cli.app import app
     from tunemath.errors import TunemathError
+    from tunemath.runner.launchers import refuse_several_processes
 
     try:
-        app(args=arguments)
+        refuse_several_processes()
+        app(args=arguments, prog_name="tunemath")
     except TunemathError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(_BAD_INPUT)

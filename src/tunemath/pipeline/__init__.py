@@ -21,6 +21,7 @@ from tunemath.pipeline.measuring import baselines, evaluate, movement, spectrum
 from tunemath.pipeline.planning import plan
 from tunemath.pipeline.run import Run
 from tunemath.pipeline.training import train
+from tunemath.runner.launchers import refuse_several_processes
 from tunemath.space.blueprint.saved import to_json
 from tunemath.storage import hash_bytes, write_text
 
@@ -161,6 +162,7 @@ def advance(
     ``started(stage, skipped)`` is told of each stage in turn. Raises `RunError` when trained
     weights would be overwritten under another contract and ``run.fresh`` is not set.
     """
+    refuse_several_processes()
     wanted = _ancestors(until)
     _validate(run)
     with run.folder.locked():

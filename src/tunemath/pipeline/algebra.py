@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tunemath.contract import ModelChoice
+from tunemath.contract import FineTune, ModelChoice
 from tunemath.errors import ContractError, ModelError
 from tunemath.runner.origins import trained_on
 from tunemath.runner.progress import Progress, silent
@@ -225,13 +225,16 @@ def _logits_on_base(
         model = _model(base) if base is not None else _named_base(next(iter(adapters.values())))
     except ModelError as why:
         return {"unmeasured": f"{why}; --base gives the model to compare on"}
-    return _logits(product, {**adapters, model.id: model.folder}, model, progress)
+    name = model.reference if base is None else base
+    return _logits(product, {**adapters, name: model.folder}, model, progress)
 
 
 def _named_base(adapter: Path) -> ResolvedModel:
     """Return the base that an adapter names, without asking the hub.
 
-    Raises `ModelError` where it names none, or one that is not here or has other weights.
+    A folder ``./NAME`` is looked for here and beside the adapter; of an update in a run's folder
+    the run's contract says where its base is. Raises `ModelError` where it names none, or one that
+    is not here or has other weights.
     """
     recorded = _recorded_base(adapter)
     config = read_json(adapter / _ADAPTER)
@@ -239,11 +242,20 @@ def _named_base(adapter: Path) -> ResolvedModel:
     name = next(filter(None, names), None)
     if name is None:
         raise ModelError(f"{adapter} names no base")
-    model = resolve_model(ModelChoice(id=name), download=False)
+    place = name
+    if name.startswith("./") and not Path(name).is_dir():
+        beside = adapter.resolve().parent / name
+        place = str(beside) if beside.is_dir() else _base_of_run(adapter) or name
+    model = resolve_model(ModelChoice(id=place), download=False)
     for source in recorded:
         if model.weights_hash() != source.sha256:
-            raise ModelError(f"{name} has other weights now than {adapter} was made from")
+            raise ModelError(f"{place} has other weights now than {adapter} was made from")
     return model
+
+
+def _base_of_run(adapter: Path) -> str | None:
+    contract = adapter.resolve().parent / "contract.yaml"
+    return FineTune.load(contract).model.id if contract.is_file() else None
 
 
 def _need_adapter(folder: Path) -> None:

@@ -19,11 +19,13 @@ from tunemath.report.results import (
     winning_sentence,
 )
 from tunemath.report.text import MISSING, clean, clip, dig
+from tunemath.space.peft.portable import base_reference
 from tunemath.space.record import UNFREEZING
 
 __all__ = ["model_card"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_FOLDER = re.compile(r"\./[\w. /-]+")
 _CARRIED = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 _LIBRARIES = {"full": "transformers", **dict.fromkeys(("lora", "dora", "prefix", "prompt"), "peft")}
 _LIMITS = (
@@ -56,9 +58,8 @@ def model_card(evidence: Mapping[str, Any], base_model: str | None = None) -> st
         "## Results",
         _results(evidence),
         "## How to load it",
-        f"Put this folder or its hub id for `{_folder(evidence)}`"
-        + ("." if hub else ", and the base's for `base`."),
-        _fence(example_code(evidence, base=hub or "path/to/base"), "python"),
+        _where(evidence, hub),
+        _fence(example_code(evidence, base=hub or _base(evidence), update="."), "python"),
         "## What was checked",
         _checked(evidence),
         "## Limits",
@@ -68,6 +69,21 @@ def model_card(evidence: Mapping[str, Any], base_model: str | None = None) -> st
     ]
     text = _front_matter(evidence, hub) + "\n\n".join(s for s in sections if s) + "\n"
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _where(evidence: Mapping[str, Any], hub: str | None) -> str:
+    """Say from where the code runs as it stands."""
+    update = _folder(evidence)
+    beside = "" if hub else f", with the base model as `{_base(evidence)}` in it"
+    return (
+        f"Run this in the folder of this file{beside}; or put the folder's path or hub id for "
+        f"`{update}`" + ("." if hub else ", and the base's for `base`.")
+    )
+
+
+def _base(evidence: Mapping[str, Any]) -> str:
+    name, _ = base_reference(str(dig(evidence, "contract", "model", "id") or ""))
+    return name if _FOLDER.fullmatch(name) else "path/to/base"
 
 
 def _folder(evidence: Mapping[str, Any]) -> str:

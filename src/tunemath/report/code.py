@@ -57,7 +57,7 @@ _FORMS = {
 
 
 def loading_code(
-    run_dir: str | Path,
+    update: str | Path,
     base_id_or_path: str | Path,
     *,
     messages: Sequence[Mapping[str, str]] = ({"role": "user", "content": "…"},),
@@ -71,7 +71,7 @@ def loading_code(
     Every value is written as a literal, so no path or prompt can become code.
 
     Args:
-        run_dir: the run's folder; the update is its folder ``adapter`` or ``weights``.
+        update: the folder of the adapter, or of the weights, that were trained.
         base_id_or_path: what the update was trained on.
         messages: the conversation to continue; declare the system prompt of the training rows.
         revision: the hub commit of the base, when it is not a folder.
@@ -79,7 +79,7 @@ def loading_code(
         max_new_tokens: the longest answer, in tokens.
         method: the contract's ``space.method``, which decides the form on disk.
 
-    >>> print(loading_code("runs/dates", "org/model").splitlines()[5])
+    >>> print(loading_code("runs/dates/adapter", "org/model").splitlines()[5])
     adapter = "runs/dates/adapter"
     """
     if not dtype.isidentifier():
@@ -90,7 +90,7 @@ def loading_code(
         imports=imports,
         base=_literal(str(base_id_or_path)),
         name=name,
-        folder=_literal((Path(run_dir) / name).as_posix()),
+        folder=_literal(Path(update).as_posix()),
         load=load.format(revision=pinned, dtype=dtype),
         revision=pinned,
         messages="".join(
@@ -102,10 +102,15 @@ def loading_code(
 
 
 def example_code(
-    evidence: Mapping[str, Any], run_dir: str | Path | None = None, base: str | Path | None = None
+    evidence: Mapping[str, Any],
+    run_dir: str | Path | None = None,
+    base: str | Path | None = None,
+    update: str | Path | None = None,
 ) -> str:
     """Return the code that loads what this run trained and asks it the first held-out item.
 
+    ``run_dir`` is the run's folder, ``runs/NAME`` if None; it is written whole, so that the code
+    runs in any folder. ``update`` says instead where what was trained is, as it is to be written.
     The conversation is ``messages`` of the first before-and-after answer where it is recorded,
     and otherwise that item's prompt as one user turn.
     """
@@ -115,14 +120,16 @@ def example_code(
         prompt = str(first.get("prompt") or "…")
         messages = [{"role": "user", "content": prompt if "<|" not in prompt else "…"}]
     name = dig(evidence, "contract", "name") or dig(evidence, "manifest", "run") or "NAME"
+    method = str(dig(evidence, "contract", "space", "method") or "lora")
+    folder = Path(run_dir).resolve() if run_dir else Path("runs") / str(name)
     return loading_code(
-        run_dir or Path("runs") / str(name),
+        update or folder / _FORMS.get(method, _PEFT)[1],
         base or str(dig(evidence, "contract", "model", "id") or "BASE"),
         messages=messages,
         revision=None if base else dig(evidence, "contract", "model", "revision"),
         dtype=str(dig(evidence, "training", "dtype") or "float32"),
         max_new_tokens=int(dig(evidence, "contract", "evaluation", "max_new_tokens") or 32),
-        method=str(dig(evidence, "contract", "space", "method") or "lora"),
+        method=method,
     )
 
 

@@ -28,6 +28,7 @@ from tunemath.report.text import (
     clip,
     count,
     decimal,
+    device_text,
     dig,
     duration,
     number,
@@ -117,8 +118,7 @@ def _subtitle(evidence: Mapping[str, Any]) -> str:
         str(dig(evidence, "contract", "objective", "kind") or "").upper(),
         clean(dig(evidence, "contract", "model", "id") or ""),
         clean(dig(evidence, "plan", "model", "architecture") or ""),
-        clean(dig(evidence, "training", "device") or ""),
-        clean(dig(evidence, "training", "dtype") or ""),
+        device_text(dig(evidence, "training") or {}),
     ]
     return " · ".join(part for part in parts if part)
 

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tunemath.report.text import count, decimal, duration, percent
+from tunemath.report.text import count, decimal, device_text, duration, percent
 
 __all__ = ["arms_view", "training_view"]
 
@@ -63,4 +63,5 @@ def training_view(training: Mapping[str, Any]) -> RenderableType:
             f"{count(seen['certified'])} of {count(seen['expected'])} rows reached the model as "
             f"certified, {count(seen['uncertified'])} did not"
         ),
+        Text(f"On {device_text(training)}"),
     )

@@ -14,6 +14,7 @@ __all__ = [
     "clip",
     "count",
     "decimal",
+    "device_text",
     "dig",
     "duration",
     "flops",
@@ -188,6 +189,21 @@ def size(value: Any) -> str:
         if value >= factor:
             return f"{decimal(value / factor, digits)} {unit}"
     return f"{round(value)} bytes"
+
+
+def device_text(training: Mapping[str, Any]) -> str:
+    """Return where a run was trained and in what precision, from ``training.json``.
+
+    >>> device_text({"device": "cuda:0", "dtype": "bfloat16", "devices": 8})
+    'cuda:0 (bfloat16), one of 8'
+    >>> device_text({"device": "cpu", "dtype": "float32", "devices": 1})
+    'cpu (float32)'
+    """
+    if not training.get("device"):
+        return ""
+    devices = training.get("devices")
+    others = f", one of {count(devices)}" if (number(devices) or 1) > 1 else ""
+    return f"{clean(training['device'])} ({clean(training.get('dtype') or MISSING)}){others}"
 
 
 def flops(value: Any) -> str:

@@ -110,7 +110,7 @@ def merge_update(
         if answers is not None:
             evidence["items"] = answers(part)
         sources = (
-            Source("base", model.id, evidence["base"]["sha256"]),
+            Source("base", model.reference, evidence["base"]["sha256"]),
             Source("adapter", adapter.name, weights_hash(adapter)),
         )
         settings = {"dtype": options.dtype, "shard": options.shard}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +54,27 @@ _VIRTUAL = (PeftType.PREFIX_TUNING, PeftType.PROMPT_TUNING, PeftType.P_TUNING, P
 
 
 def choose_device(space: UpdateSpace | None = None) -> tuple[torch.device, torch.dtype]:
-    """Return where and in what precision to run: bfloat16 on CUDA, float32 on a CPU.
+    """Return where and in what precision to run: bfloat16 on the first GPU, float32 on a CPU.
 
     A model whose own weights are trained (``space``) is float32 everywhere: bfloat16 loses steps.
     """
     own = isinstance(space, UnfreezeSpace | LastLayersSpace)
     if torch.cuda.is_available():
-        return torch.device("cuda"), torch.float32 if own else torch.bfloat16
+        _tell_of_others(torch.cuda.device_count())
+        return torch.device("cuda", 0), torch.float32 if own else torch.bfloat16
     return torch.device("cpu"), torch.float32
+
+
+@cache
+def _tell_of_others(devices: int) -> None:
+    """Say once that of several GPUs one is used, and how to choose it."""
+    if devices > 1:
+        logging.getLogger("tunemath").warning(
+            "%d GPUs are here; this run uses one, cuda:0 (%s); CUDA_VISIBLE_DEVICES chooses which, "
+            "as in CUDA_VISIBLE_DEVICES=1",
+            devices,
+            torch.cuda.get_device_name("cuda:0"),
+        )
 
 
 def load_base(model: ResolvedModel, device: torch.device, dtype: torch.dtype) -> Any:

@@ -14,6 +14,7 @@ from tunemath.contract import ModelChoice
 from tunemath.errors import ModelError, StorageError
 from tunemath.runner.bound import refuse_altered
 from tunemath.runner.cache import cache_folder, file_hash
+from tunemath.space.peft.portable import base_reference
 from tunemath.storage import canonical_json, hash_bytes
 
 __all__ = ["CONFIGS", "DEFAULT_MODEL", "ResolvedModel", "resolve_model", "weights_hash"]
@@ -34,6 +35,12 @@ class ResolvedModel:
     revision: str | None
     note: str | None
     trust_remote_code: bool
+
+    @property
+    def reference(self) -> str:
+        """What the model is called on any machine: its id, or ``./NAME`` of a folder."""
+        local = self.revision is None and self.id != DEFAULT_MODEL
+        return base_reference(self.id)[0] if local else self.id
 
     def weight_files(self) -> list[Path]:
         """Return the safetensors files of the model, sorted by name."""

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from tunemath.errors import RunError
 from tunemath.mask import row_hash
@@ -19,7 +19,7 @@ from tunemath.objective.record import Objective
 from tunemath.runner.heads import States, output_states
 from tunemath.runner.hf_labels import IGNORED, collate, shift_targets, supervised_rows
 
-__all__ = ["Row", "Rows", "TuneTrainer", "Witness"]
+__all__ = ["OneDevice", "Row", "Rows", "TuneTrainer", "Witness"]
 
 _TRAINED = "trained.safetensors"
 
@@ -72,6 +72,19 @@ class Witness:
         self.seen = Counter(state["seen"])
         self.uncertified = state["uncertified"]
         self.supervised_tokens = state["supervised_tokens"]
+
+
+class OneDevice(TrainingArguments):
+    """Training arguments under which a step stays on one device, however many are there.
+
+    transformers would wrap the model in `torch.nn.DataParallel` and take a micro-batch for each
+    device: more rows a step than the contract says.
+    """
+
+    @property
+    def n_gpu(self) -> int:
+        """The number of GPUs used: one, or none."""
+        return min(1, super().n_gpu)
 
 
 class TuneTrainer(Trainer):

@@ -12,19 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
 from tunemath.contract import FineTune
 from tunemath.errors import RunError
 from tunemath.mask import row_hash
 from tunemath.runner import probes
 from tunemath.runner.checkpoints import SealCheckpoints, latest_checkpoint
+from tunemath.runner.launchers import without_launcher
 from tunemath.runner.models import attach_adapter, choose_device, load_base, trainable_counts
+from tunemath.runner.portable import make_portable
 from tunemath.runner.prefixes import VirtualTokens
 from tunemath.runner.progress import Progress
 from tunemath.runner.quiet import quiet_libraries
 from tunemath.runner.resolve import ResolvedModel
-from tunemath.runner.trainer import Row, Rows, TuneTrainer, Witness
+from tunemath.runner.trainer import OneDevice, Row, Rows, TuneTrainer, Witness
 from tunemath.runner.tuned import TunedModel
 from tunemath.runner.unfrozen import UnfrozenModel
 from tunemath.space.weights.provenance import Provenance, Source
@@ -74,11 +76,13 @@ def train_adapter(job: TrainingJob, progress: Progress) -> tuple[dict[str, Any],
         seal = checkpoint[1]
         witness.restore(seal["witness"])
         resumed_at = [*seal["resumed_at"], int(checkpoint[0].name.rpartition("-")[2])]
-    trainer = _trainer(job, model, witness, resumed_at, device, progress)
+    with without_launcher():
+        trainer = _trainer(job, model, witness, resumed_at, device, progress)
     before = probes.tensor_hashes(model)
     evidence = {
         "objective": job.contract.objective.kind,
         "device": str(device),
+        "devices": torch.cuda.device_count() if device.type == "cuda" else 1,
         "dtype": str(model.dtype).removeprefix("torch."),
         "trainable": {"planned": job.trainable, **trainable_counts(model)},
         "identity": probes.identity(model, _probe_rows(job), job.pad),
@@ -87,7 +91,7 @@ def train_adapter(job: TrainingJob, progress: Progress) -> tuple[dict[str, Any],
     }
     if isinstance(model, UnfrozenModel) and job.contract.objective.kind != "dpo":
         model.forget_base()  # its only use was the probe above
-    with quiet_libraries(), storage_errors(job.folder):
+    with quiet_libraries(), without_launcher(), storage_errors(job.folder):
         trainer.train(resume_from_checkpoint=str(checkpoint[0]) if checkpoint else None)
     evidence |= _outcome(job, trainer, witness)
     evidence["resumed_at"] = resumed_at
@@ -124,7 +128,7 @@ def _trainer(
 ) -> TuneTrainer:
     budget = job.contract.budget
     schedule = "constant_with_warmup" if budget.schedule == "constant" else budget.schedule
-    arguments = TrainingArguments(
+    arguments = OneDevice(
         output_dir=str(job.folder),
         num_train_epochs=1,  # the data set already holds every epoch, in its order
         per_device_train_batch_size=budget.micro_batch_size or budget.batch_size,
@@ -235,10 +239,11 @@ def _save(model: Any, job: TrainingJob) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     about: dict[str, Any] = {}
     if isinstance(model, TunedModel):
-        about["base"] = {"id": job.model.id, "sha256": job.model.weights_hash()}
+        about["base"] = {"id": job.model.reference, "sha256": job.model.weights_hash()}
     with storage_errors(folder), quiet_libraries():
         model.save_pretrained(temporary, safe_serialization=True, **about)
         (temporary / "README.md").unlink(missing_ok=True)
+        make_portable(temporary, job.model)
         _record(job).write(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
@@ -254,5 +259,5 @@ def _record(job: TrainingJob) -> Provenance:
             )
     common = sorted(token for token, count in ends.items() if count >= _COMMON * ends.total())
     settings = {"method": job.contract.space.method, "answers_end_with": common}
-    base = Source("base", job.model.id, job.model.weights_hash())
+    base = Source("base", job.model.reference, job.model.weights_hash())
     return Provenance("train", (base,), settings)

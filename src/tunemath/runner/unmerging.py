@@ -65,7 +65,7 @@ def unmerge_update(
         if base is not None:
             evidence["left"] = _left(update.recipe, base.folder, part)
         sources = (
-            Source("base", merged.id, merged.weights_hash()),
+            Source("base", merged.reference, merged.weights_hash()),
             Source("adapter", adapter.name, own),
         )
         Provenance("unmerge", sources, {"force": force}, evidence).write(part)

@@ -21,6 +21,7 @@ __all__ = [
     "pattern_value",
     "pattern_values",
     "shortened",
+    "telling_ends",
 ]
 
 # From so many names on, PEFT cuts them down to the shortest endings that tell them apart.
@@ -137,8 +138,12 @@ def shortened(blueprint: Blueprint, names: Sequence[str]) -> frozenset[str]:
     What they match stays the same; but a name that was cut is no longer a module's full name.
     """
     wanted = frozenset(names)
-    if len(wanted) < _MANY:
-        return wanted
+    return wanted if len(wanted) < _MANY else telling_ends(blueprint, names)
+
+
+def telling_ends(blueprint: Blueprint, names: Sequence[str]) -> frozenset[str]:
+    """Return the shortest endings that no other module of a model has, where they are fewer."""
+    wanted = frozenset(names)
     every = (*blueprint.containers, *blueprint.by_name)
     taken = {end for each in every if not ends_in(each, wanted) for end in _endings(each)}
     kept: set[str] = set()

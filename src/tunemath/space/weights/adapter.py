@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tunemath.space.peft.config import AdapterConfig
+from tunemath.space.peft.portable import portable
 from tunemath.space.weights.rounding import Kept
 from tunemath.space.weights.writer import Planned, write_checkpoint
 from tunemath.storage import storage_errors, write_json
@@ -34,7 +35,7 @@ __all__ = [
     "inner",
     "kept_factors",
     "rank_patterns",
-    "target_names",
+    "saved_names",
 ]
 
 CONFIG = "adapter_config.json"
@@ -126,15 +127,10 @@ def _whole(number: float) -> float | int:
     return int(number) if number == int(number) else number
 
 
-def target_names(
-    chosen: Collection[str], others: Collection[str], ends: Callable[[str, str], bool]
-) -> list[str]:
-    """Return names that mean the chosen modules and no other: their last parts where these do.
-
-    ``ends`` says whether a module's name is meant by another one.
-    """
+def saved_names(chosen: Collection[str], others: Collection[str]) -> list[str]:
+    """Return names that mean the modules to save and no other: their last parts where these do."""
     short = sorted({name.rpartition(".")[2] for name in chosen})
-    if not any(ends(name, each) for name in others for each in short):
+    if not any(name.endswith(tuple(short)) for name in others):
         return short
     return sorted(chosen)
 
@@ -180,4 +176,4 @@ class AdapterWriter:
         write_checkpoint(self.folder, plan, make, dict.fromkeys(plan, WEIGHTS))
         for path in self.folder.glob(".*.part"):
             path.unlink()
-        write_json(self.folder / CONFIG, dict(config))
+        write_json(self.folder / CONFIG, portable(config))

@@ -20,13 +20,14 @@ from torch import Tensor
 from tunemath.errors import ModelError
 from tunemath.space.blueprint import Blueprint, Module, read_blueprint
 from tunemath.space.peft.config import AdapterConfig
+from tunemath.space.peft.portable import shortest_targets
 from tunemath.space.weights.adapter import (
     PREFIX,
     AdapterWriter,
     Layout,
     balanced,
     rank_patterns,
-    target_names,
+    saved_names,
 )
 from tunemath.space.weights.cuts import Cut, Extraction, Left
 from tunemath.space.weights.names import stored_names
@@ -240,7 +241,7 @@ def _save_rest(
     saved: dict[str, Any] = {"bias": "all" if biases else "none"}
     if whole:
         every = set(blueprint.by_name) - whole
-        saved["modules_to_save"] = target_names(whole, every, str.endswith)
+        saved["modules_to_save"] = saved_names(whole, every)
         saved["ensure_weight_tying"] = bool(heads)
     return saved
 
@@ -280,22 +281,18 @@ def _config(
     blueprint: Blueprint, ranks: dict[str, int], saved: dict[str, Any], base_name: str
 ) -> AdapterConfig:
     kinds = {blueprint.by_name[name].kind for name in ranks}
-    others = [name for name in blueprint.by_name if name not in ranks]
     causal = blueprint.architecture.endswith(("ForCausalLM", "LMHeadModel"))
-    return AdapterConfig(
+    config = AdapterConfig(
         "LORA",
         **rank_patterns(ranks, dict.fromkeys(ranks, 1.0)),
         **saved,
-        target_modules=target_names(list(ranks), others, _means),
+        target_modules=sorted(ranks),
         task_type="CAUSAL_LM" if causal else None,
         base_model_name_or_path=base_name,
         fan_in_fan_out="conv1d" in kinds,
         inference_mode=True,
     )
-
-
-def _means(name: str, target: str) -> bool:
-    return name == target or name.endswith(f".{target}")
+    return config.having(**shortest_targets(blueprint, config, ranks))
 
 
 def _notes(pairing: Pairing) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tunemath.errors import ModelError
+from tunemath.space.peft.portable import references
 from tunemath.storage import read_json, write_json
 from tunemath.version import __version__
 
@@ -23,7 +24,7 @@ class Source:
 
     role: Literal["base", "adapter", "tuned"]
     name: str
-    """What the person called it: an id or a folder's name."""
+    """What the person called it: an id or a folder; written down, ``./NAME`` of a folder."""
     sha256: str
     """Over its configuration and weights."""
 
@@ -43,9 +44,28 @@ class Provenance:
         return tuple(source for source in self.sources if source.role == role)
 
     def write(self, folder: Path) -> None:
-        """Write it into a folder of weights."""
+        """Write it into a folder of weights, without paths of this machine."""
         about = {"format": _FORMAT, "tunemath": __version__}
-        write_json(folder / FILE, {**about, **asdict(self)})
+        found = references(source.name for source in self.sources)
+        names = {name: reference for name, (reference, _) in found.items() if name}
+        for name, reference in tuple(names.items()):
+            if Path(name).is_dir():
+                names[str(Path(name).resolve())] = reference
+        write_json(folder / FILE, {**about, **_renamed(asdict(self), names)})
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    """Return JSON in which names stand for others, the longest first."""
+    if isinstance(value, str):
+        for name in sorted(names, key=len, reverse=True):
+            if value == name or (name.startswith("/") and name in value):
+                return value.replace(name, names[name])
+        return value
+    if isinstance(value, Mapping):
+        return {_renamed(key, names): _renamed(each, names) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_renamed(each, names) for each in value]
+    return value
 
 
 def read_provenance(folder: Path) -> Provenance | None:

@@ -158,10 +158,19 @@ def _config(configs: Sequence[AdapterConfig], ranks: dict[str, int]) -> AdapterC
     targets: dict[str, object] = {}
     first = [_plain(configs[0][key]) for key in _SAME]
     if any([_plain(config[key]) for key in _SAME] != first for config in configs[1:]):
-        targets = {**dict.fromkeys(_SAME), "target_modules": sorted(ranks)}
+        targets = {**dict.fromkeys(_SAME), "target_modules": _all_targets(configs, ranks)}
     patterns = rank_patterns(ranks, dict.fromkeys(ranks, 1.0))
     plain = {"use_rslora": False, "init_lora_weights": True}
     return configs[0].having(**targets, **patterns, **plain)
+
+
+def _all_targets(configs: Sequence[AdapterConfig], ranks: dict[str, int]) -> list[str]:
+    """Return the names of all modules: lists that mean whole models are joined, as names mean."""
+    lists = [config["target_modules"] for config in configs]
+    narrowed = any(config[key] for config in configs for key in _SAME[1:])
+    if narrowed or not all(isinstance(each, list) for each in lists):
+        return sorted(ranks)
+    return sorted({name for each in lists for name in each})
 
 
 def _plain(value: object) -> object:
