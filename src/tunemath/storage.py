@@ -65,7 +65,7 @@ _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.part")
 
 
 @contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
+def storage_errors(path: Path | str) -> Iterator[None]:
     """Turn a full disk or a forbidden folder into a `StorageError` that names ``path``."""
     try:
         yield

@@ -80,7 +80,7 @@ POINTS = [
     ("before baselines.json", [], "baselines"),
     ("before evaluation.json", [], "evaluate"),
     ("before checklist.json", [], "check"),
-    ("renaming manifest.json", [18], "train"),  # train is the fourth stage
+    ("renaming manifest.json 4", [18], "train"),  # train is the fourth stage
 ]
 
 
@@ -94,6 +94,37 @@ def test_a_killed_run_ends_with_the_same_numbers(
     assert found == resumed_at
     assert_same(numbers(tmp_path / "tiny"), numbers(sft_run.folder.path))
     assert not (tmp_path / "tiny/checkpoints").exists()
+
+
+LEFT = [
+    ("renaming contract.yaml 1", ".contract.yaml."),
+    ("renaming plan.json 1", ".plan.json."),
+    ("renaming base.task.jsonl 1", "items/.base.task.jsonl."),
+    ("renaming manifest.json 2", ".manifest.json."),
+    ("renaming tuned.retention.jsonl 1", "items/.tuned.retention.jsonl."),
+    ("saving", ".adapter.part"),
+]
+
+
+def left_over(folder: Path) -> list[str]:
+    """What in a folder begins with a dot, but for the lock."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob(".*"))
+    return sorted(name for name in names if name != ".lock")
+
+
+@pytest.mark.parametrize(("point", "left"), LEFT)
+def test_what_a_killed_run_left_is_gone_with_the_next_start(
+    kill_at, shared_job, tmp_path, point, left
+):
+    folder = tmp_path / "tiny"
+    assert kill_at(shared_job, tmp_path, point, []) == signal.SIGKILL
+    (found,) = left_over(folder)
+    assert found.startswith(left)
+    for name in (".mine.json", ".plan.json.original", "items/.notes.12345678"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("mine")
+    advance(Run(FineTune.load(shared_job), tmp_path), "plan")
+    assert left_over(folder) == [".mine.json", ".plan.json.original", "items/.notes.12345678"]
 
 
 def test_a_run_killed_twice_tells_both(kill_at, sft_run, shared_job, tmp_path):

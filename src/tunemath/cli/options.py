@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunemath.cli.streams import is_unicode
+
 if TYPE_CHECKING:
     from tunemath.pipeline import Run
 
@@ -87,8 +89,8 @@ def find_run(name: str, runs: Path) -> Run:
 
 
 def print_json(value: Any) -> None:
-    """Print a JSON value to standard output."""
-    json.dump(value, sys.stdout, indent=1, ensure_ascii=False)
+    """Print a JSON value to standard output, in ASCII where that has no other signs."""
+    json.dump(value, sys.stdout, indent=1, ensure_ascii=not is_unicode(sys.stdout))
     sys.stdout.write("\n")
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from tunemath import version
 from tunemath.errors import RunError
-from tunemath.mask.tokenize import read_model_json
 from tunemath.pipeline.folder import differences
 from tunemath.pipeline.judging import check, mask, report
 from tunemath.pipeline.measuring import baselines, evaluate, movement, spectrum
@@ -75,18 +74,11 @@ def _weights(run: Run) -> Any:
     return [weights, code] if code else weights
 
 
-def _generation(run: Run) -> dict[str, Any]:
-    """Return what the model's folder says of how it answers, and where answers end."""
-    config = read_model_json(run.model.folder, "generation_config.json")
-    config.pop("transformers_version", None)
-    return {**config, "eos_token_id": list(run.tokenizer.eos_ids)}
-
-
 INPUTS: dict[str, Callable[[Run], Any]] = {
     "model": _weights,
     "shapes": lambda run: [run.model.id, hash_bytes(to_json(run.blueprint).encode())],
     "codec": lambda run: [run.template.sha256, run.tokenizer.sha256],
-    "generation": _generation,
+    "generation": lambda run: run.generation,
     "data": lambda run: run.data_hashes,
     "training data": lambda run: run.data_hashes["train"],
     "items": lambda run: {k: v for k, v in run.data_hashes.items() if k != "train"},
@@ -150,7 +142,13 @@ STAGES: tuple[Stage, ...] = (
         _reads("decision"),
         check,
     ),
-    Stage("report", ("check", "spectrum"), ("check", "spectrum"), _reads("contract"), report),
+    Stage(
+        "report",
+        ("check", "spectrum"),
+        ("plan", "mask", "baselines", "train", "evaluate", "movement", "spectrum", "check"),
+        _reads("contract"),
+        report,
+    ),
 )
 
 

@@ -150,7 +150,14 @@ def _difference(name: str, old: Any, new: Any) -> str:
     """Say in words what differs; records are compared key by key, hashes are not spelled out."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [key for key in old.keys() | new.keys() if old.get(key) != new.get(key)]
-        return ", ".join(f"{name}.{key} {old.get(key)} → {new.get(key)}" for key in sorted(keys))
-    if isinstance(old, str) and len(old) == 64:
+        return ", ".join(_difference(f"{name}.{k}", old.get(k), new.get(k)) for k in sorted(keys))
+    if _is_content(old):
         return f"{name} has other content"
     return f"{name} {old} → {new}"
+
+
+def _is_content(value: Any) -> bool:
+    """Say whether a value is a hash, or has one in it."""
+    if isinstance(value, list):
+        return any(_is_content(each) for each in value)
+    return isinstance(value, str) and len(value) == 64
