@@ -3,9 +3,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SITE   := $(BIN)/python -m sphinx -q -W --keep-going -d build/doctrees docs
+SEED   ?= 0
+COUNT  ?= 300
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run test test-slow check bench docs clean
+.PHONY: run test test-slow check bench mutants docs clean
 
 run: $(READY)            ## the shipped SFT example, from plan to report
 	$(BIN)/tunemath run examples/dates/sft.yaml
@@ -29,6 +31,10 @@ bench: $(READY)          ## the fused objectives beside their peers, predicted s
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/objective.py
 	$(BIN)/python benchmarks/stages.py
+
+mutants: $(READY)        ## small faults planted in copies of the code: which does no test notice?
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mutation]'
+	$(BIN)/python scripts/mutate.py --seed $(SEED) --count $(COUNT)
 
 docs: $(READY)           ## the generated pages of docs/, and the site of all of them in build/site
 	$(BIN)/python docs/generate.py

@@ -43,7 +43,8 @@ def test_muon_holds_one_moment_of_matrices_and_adamw_two_of_the_rest():
     matrices = [(64, 96), (8, 8)]
     live = live_bytes(lambda p: torch.optim.Muon(p, lr=0.1), matrices)
     assert state_bytes("muon", [(shape, 2) for shape in matrices]) == live
-    assert state_bytes("muon", [((96,), 1)]) == state_bytes("adamw", [((96,), 1)]) == 8 * 96 + 4
+    for rest in ((96,), (3, 8, 4)):  # Muon refuses all but matrices
+        assert state_bytes("muon", [(rest, 1)]) == state_bytes("adamw", [(rest, 1)]) == 8 * 96 + 4
 
 
 def test_eight_bit_states_by_hand():
@@ -52,7 +53,9 @@ def test_eight_bit_states_by_hand():
     assert state_bytes("adamw_8bit", [((4095,), 1)]) == 8 * 4095
     assert state_bytes("lion_8bit", [((4097,), 3)]) == 3 * (4097 + 4 * 17)
     assert state_bytes("lion", [((4097,), 1)]) == 4 * 4097
+    assert state_bytes("lion_8bit", [((4096,), 1)]) == 4096 + 4 * 16
     assert state_bytes("paged_adamw", [((10, 10), 1)]) == 800
+    assert state_bytes("paged_adamw_8bit", [((64, 96), 1)]) == 2 * (6144 + 4 * 24)
 
 
 def test_a_step_needs_room_for_the_largest_tensor_or_for_all():
@@ -60,6 +63,11 @@ def test_a_step_needs_room_for_the_largest_tensor_or_for_all():
     every = 4 * 2 * (64 * 96 + 96 + 3 * 64 + 1)
     assert step_bytes("adamw", TENSORS, device="cuda") == every
     assert step_bytes("sgd", TENSORS) == 0
+    assert step_bytes("muon", TENSORS) == 4 * 4 * 64 * 96
+    for device in ("cpu", "cuda"):  # of the others none steps all together
+        assert step_bytes("adafactor", TENSORS, device=device) == 2 * 4 * 64 * 96
+        assert step_bytes("lion", TENSORS, device=device) == 0
+    assert step_bytes("adamw", []) == 0
 
 
 def test_an_unknown_optimizer_is_named_with_a_near_one():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tunemath.errors import ContractError, ShapeError
 from tunemath.evaluation import Scorecard, build_scorecard, judge_gain, judge_retention
 from tunemath.evaluation import winning_range as best_at
+from tunemath.evaluation.decision import p_value, plain_verdict
 from tunemath.findings import Status
 
 
@@ -203,3 +204,59 @@ def test_the_rule_of_gain(base, prompted, status):
 )
 def test_the_rule_of_retention(low, high, status):
     assert judge_retention({"low": low, "high": high}, 0.10) is status
+
+
+# --- what the sentence says, where its numbers change their words
+
+
+@pytest.mark.parametrize(
+    ("p", "words"),
+    [(1e-4, "p = 0.0001"), (np.nextafter(1e-4, 0), "p < 0.0001"), (0.03125, "p = 0.0312"),
+     (0.5, "p = 0.5"), (1.0, "p = 1")],
+)  # fmt: skip
+def test_a_very_small_p_is_only_bounded(p, words):
+    assert p_value(p) == words
+
+
+def scored(task: float, kept: tuple[float, float] | None) -> dict:
+    """Return a card with a difference in the task, and an interval of retention."""
+    none = {"difference": task, "low": -0.5, "high": 0.5, "p": 0.2}
+    lost = {"difference": -0.0123, "low": kept[0], "high": kept[1], "p": 0.3} if kept else None
+    return {
+        "arms": {"tuned": {"task": {"correct": 3, "items": 8, "score": 0.375}}},
+        "differences": {
+            "task": {"tuned - base": none, "tuned - prompted": none},
+            "retention": lost and {"tuned - base": lost},
+        },
+        "retention_margin": 0.1,
+        "movement": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        (0.0, "level with the base (95 % interval -50.0 to +50.0, exact McNemar p = 0.2)"),
+        (0.01, "1.0 points above the base (95 %"),
+        (-0.01, "1.0 points below the base (95 %"),
+    ],
+)
+def test_a_difference_has_its_side(task, words):
+    sentence = plain_verdict(scored(task, None))
+    assert sentence.startswith("The tuned model answers 3 of 8 task items correctly (37.5 %): ")
+    assert words in sentence
+
+
+@pytest.mark.parametrize(
+    ("kept", "words"),
+    [
+        ((-0.099, 0.01), "kept to within the margin of 10 points."),
+        ((-0.1, 0.01), "undecided against the margin of 10 points, which the interval contains."),
+        ((-0.3, -0.1), "undecided against the margin"),
+        ((-0.3, -0.101), "lost by more than the margin of 10 points."),
+    ],
+)
+def test_what_became_of_retention_is_said(kept, words):
+    sentence = plain_verdict(scored(0.0, kept))
+    assert "Retention moved by -1.2 points from the base (95 % interval " in sentence
+    assert words in sentence

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+from tunemath.report.figures import figures
 
 
 def _evidence() -> ModuleType:
@@ -19,6 +23,26 @@ def _evidence() -> ModuleType:
 
 
 EVIDENCE = _evidence()
+
+
+@pytest.fixture(scope="session")
+def drawn() -> dict[str, Any]:
+    """The figures that pages had so far, by the evidence that they show."""
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def draw_once(drawn: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw for the pages of one evidence once: nearly all of a page's time."""
+
+    def kept(evidence: dict[str, Any]) -> Any:
+        here = sys.modules.get("matplotlib", True) is not None
+        key = json.dumps([evidence, here], default=str)
+        if key not in drawn:
+            drawn[key] = figures(evidence)
+        return drawn[key]
+
+    monkeypatch.setattr("tunemath.report.html.figures", kept)
 
 
 @pytest.fixture

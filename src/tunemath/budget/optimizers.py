@@ -26,7 +26,6 @@ class _Optimizer:
     eight_bit: bool = False
     factored: bool = False
     matrices_only: bool = False
-    paged: bool = False
     temporaries: int = 0
     """Arrays as large as the largest tensor that a step makes on a CPU."""
 
@@ -34,8 +33,8 @@ class _Optimizer:
 _KNOWN = {
     "adamw": _Optimizer(2, counter=True, temporaries=2),
     "adamw_8bit": _Optimizer(2, eight_bit=True),
-    "paged_adamw": _Optimizer(2, paged=True),
-    "paged_adamw_8bit": _Optimizer(2, eight_bit=True, paged=True),
+    "paged_adamw": _Optimizer(2),
+    "paged_adamw_8bit": _Optimizer(2, eight_bit=True),
     "adafactor": _Optimizer(1, counter=True, factored=True, temporaries=2),
     "sgd": _Optimizer(0),
     "lion": _Optimizer(1),
@@ -76,11 +75,6 @@ def step_bytes(optimizer: str, tensors: Tensors, *, device: str = "cpu") -> int:
     if device != "cpu" and optimizer == "adamw":
         return _FLOAT32 * sum(size * count for size, count in sizes)
     return _FLOAT32 * rule.temporaries * max((size for size, _ in sizes), default=0)
-
-
-def is_paged(optimizer: str) -> bool:
-    """Return whether the state may leave for the host's memory when the device is full."""
-    return _rule(optimizer).paged
 
 
 def _rule(optimizer: str) -> _Optimizer:
