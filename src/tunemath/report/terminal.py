@@ -214,10 +214,10 @@ def stopped_view(found: Sequence[Mapping[str, Any]], verdict: str, after: str) -
 
 def _unpassed(f: FindingFacts) -> RenderableType:
     """Return a finding that did not pass: measured, threshold, where, what to do."""
-    rows = [("measured", f.measured), ("threshold", f.threshold), ("where", f.where)]
-    rows = [row for row in [*rows, ("what to do", f.action)] if row[1]]
     name = f.check + ("" if f.required else " (advisory)")
-    title = Text.assemble((f"{f.mark} {f.word}: ", _TONES[f.tone]), (f"{name}: ", "bold"), f.claim)
+    rows = [("check", name), ("measured", f.measured), ("threshold", f.threshold)]
+    rows = [row for row in [*rows, ("where", f.where), ("what to do", f.action)] if row[1]]
+    title = Text.assemble((f"{f.mark} {f.word}: ", _TONES[f.tone]), f.claim)
     return Group(title, Padding(_rows(rows), (0, 0, 0, 2)))
 
 
