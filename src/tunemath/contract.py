@@ -64,10 +64,20 @@ class FineTune(Record):
 
     @model_validator(mode="after")
     def _data_sets_differ(self) -> FineTune:
-        if self.mask.train == self.evaluation.task:
+        task, retention = self.evaluation.task, self.evaluation.retention
+        if self.mask.train == task:
             raise ValueError(
-                f"evaluation.task is the training file itself ({self.mask.train}); "
-                "give held-out items"
+                f"evaluation.task is the training file itself ({task}); give held-out items"
+            )
+        if retention == self.mask.train:
+            raise ValueError(
+                f"evaluation.retention is the training file itself ({retention}); "
+                "give items of general ability"
+            )
+        if retention == task:
+            raise ValueError(
+                f"evaluation.retention is evaluation.task itself ({task}); "
+                "give items of general ability"
             )
         return self
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsJson",
+    "Continue",
     "ContractPath",
     "Fresh",
     "Method",
@@ -56,6 +57,10 @@ Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where run fol
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Fresh = Annotated[
     bool, typer.Option("--fresh", help="Train over weights that another contract made.")
+]
+Continue = Annotated[
+    bool,
+    typer.Option("--continue", help="Go on though a required check can no longer pass."),
 ]
 RunFolderArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's folder, or its name below --runs.")

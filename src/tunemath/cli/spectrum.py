@@ -10,11 +10,13 @@ import typer
 
 from tunemath.cli.options import (
     AsJson,
+    Continue,
     Fresh,
     Overrides,
     Runs,
     StageProgress,
     find_run,
+    open_run,
     print_json,
 )
 from tunemath.cli.stages import run_stage
@@ -58,6 +60,7 @@ def _spectrum(
     overrides: Overrides = None,
     runs: Runs = _RUNS,
     fresh: Fresh = False,
+    go_on: Continue = False,
     as_json: AsJson = False,
 ) -> None:
     """Show in which directions an update moved each weight, and how many it used.
@@ -76,9 +79,13 @@ def _spectrum(
     if tuned is None and what.endswith((".yaml", ".yml")):
         given = {"--base": base, "--against": against, "--report": report}
         _refuse(given, "has no meaning with a contract")
-        run_stage("spectrum", "spectrum", Path(what), overrides, runs, fresh, as_json)
+        run = open_run(Path(what), overrides, runs, fresh)
+        run_stage("spectrum", "spectrum", run, go_on, as_json)
         return
-    _refuse({"--set": overrides, "--fresh": fresh or None}, "goes with a contract only")
+    _refuse(
+        {"--set": overrides, "--fresh": fresh or None, "--continue": go_on or None},
+        "goes with a contract only",
+    )
     if tuned is not None or not _is_adapter(what):
         _refuse({"--base": base}, "goes with one adapter only; BASE and TUNED are given in order")
     with StageProgress().shown() as progress:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from tunemath.cli.options import (
     AsJson,
+    Continue,
     ContractPath,
     Fresh,
     Overrides,
@@ -20,12 +22,13 @@ from tunemath.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from tunemath.pipeline import Run
+    from tunemath.pipeline import Run, StoppedError
 
 __all__ = ["register", "run_stage"]
 
 _CONTRACT = Path("finetune.yaml")
 _RUNS = Path("runs")
+_EARLY = ("plan", "mask")
 
 _STAGES = {
     "plan": ("plan", "What the five choices imply: parameters, memory, FLOPs, steps, seconds."),
@@ -68,10 +71,11 @@ def _run(
     overrides: Overrides = None,
     runs: Runs = _RUNS,
     fresh: Fresh = False,
+    go_on: Continue = False,
     as_json: AsJson = False,
 ) -> None:
     run = open_run(contract, overrides, runs, fresh)
-    evidence = _advance(run, "report")
+    evidence = _advance(run, "report", go_on, as_json)
     checklist = evidence["checklist"]
     if as_json:
         print_json(
@@ -93,30 +97,48 @@ def _run(
 
 
 def _command(stage: str, product: str) -> Callable[..., None]:
-    def command(
+    def early(
         contract: ContractPath = _CONTRACT,
         overrides: Overrides = None,
         runs: Runs = _RUNS,
         fresh: Fresh = False,
         as_json: AsJson = False,
     ) -> None:
-        run_stage(stage, product, contract, overrides, runs, fresh, as_json)
+        _plan_only(stage, open_run(contract, overrides, runs, fresh), as_json)
 
-    return command
+    def command(
+        contract: ContractPath = _CONTRACT,
+        overrides: Overrides = None,
+        runs: Runs = _RUNS,
+        fresh: Fresh = False,
+        go_on: Continue = False,
+        as_json: AsJson = False,
+    ) -> None:
+        run_stage(stage, product, open_run(contract, overrides, runs, fresh), go_on, as_json)
+
+    return early if stage in _EARLY else command
 
 
-def run_stage(
-    stage: str,
-    product: str,
-    contract: Path,
-    overrides: list[str] | None,
-    runs: Path,
-    fresh: bool,
-    as_json: bool,
-) -> None:
-    """Run a contract up to a stage, print the stage's product, and exit with its code."""
-    run = open_run(contract, overrides, runs, fresh)
-    evidence = _advance(run, stage, quiet=stage in {"plan", "mask"})
+def _plan_only(stage: str, run: Run, as_json: bool) -> None:
+    """Print a product that needs no model, and what it already says of the verdict."""
+    from tunemath.pipeline import advance, early_findings
+    from tunemath.report import unpassed_view
+
+    evidence = advance(run, stage)
+    if as_json:
+        print_json(evidence[stage])
+    else:
+        known = {name: evidence[name] for name in ("contract", stage)}
+        _print(_view(stage, evidence))
+        _print(unpassed_view([asdict(finding) for finding in early_findings(known)]))
+    if "what_if" in evidence:
+        typer.echo(f"what if: nothing was saved, as {evidence['what_if']}", err=True)
+    raise typer.Exit(_exit_code(stage, evidence))
+
+
+def run_stage(stage: str, product: str, run: Run, go_on: bool, as_json: bool) -> None:
+    """Bring a run up to a stage, print the stage's product, and exit with its code."""
+    evidence = _advance(run, stage, go_on, as_json)
     if as_json:
         print_json(evidence[product])
     else:
@@ -129,10 +151,11 @@ def _report(
     overrides: Overrides = None,
     runs: Runs = _RUNS,
     fresh: Fresh = False,
+    go_on: Continue = False,
     as_json: AsJson = False,
 ) -> None:
     run = open_run(contract, overrides, runs, fresh)
-    evidence = _advance(run, "report")
+    evidence = _advance(run, "report", go_on, as_json)
     paths = {
         "report": str(run.folder.path / "report.html"),
         "model_card": str(run.update / "README.md"),
@@ -144,14 +167,35 @@ def _report(
     raise typer.Exit(evidence["checklist"]["exit_code"])
 
 
-def _advance(run: Run, stage: str, quiet: bool = False) -> dict[str, Any]:
-    from tunemath.pipeline import advance
+def _advance(run: Run, stage: str, go_on: bool, as_json: bool) -> dict[str, Any]:
+    """Bring a run up to a stage; where it stops before it spends, say why and exit."""
+    from tunemath.pipeline import StoppedError, advance
 
-    if quiet:
-        return advance(run, stage)
-    with StageProgress().shown() as progress:
-        run.progress = progress
-        return advance(run, stage, progress.started)
+    try:
+        with StageProgress().shown() as progress:
+            run.progress = progress
+            return advance(run, stage, progress.started, go_on)
+    except StoppedError as stop:
+        _say_stopped(stop, as_json)
+        raise typer.Exit(stop.verdict.exit_code) from None
+
+
+def _say_stopped(stop: StoppedError, as_json: bool) -> None:
+    findings = [asdict(finding) for finding in stop.findings]
+    if as_json:
+        print_json(
+            {
+                "run": stop.folder,
+                "verdict": stop.verdict.value,
+                "exit_code": stop.verdict.exit_code,
+                "stopped_after": stop.after,
+                "findings": findings,
+            }
+        )
+        return
+    from tunemath.report import stopped_view
+
+    _print(stopped_view(findings, stop.verdict.value, stop.after))
 
 
 def _exit_code(stage: str, evidence: dict[str, Any]) -> int:

@@ -7,6 +7,12 @@ from tunemath.evaluation.metrics import choice_prediction, exact_match, items_sh
 from tunemath.evaluation.ranks import STILL, judge_rank, lost_movement, needed_rank
 from tunemath.evaluation.record import Evaluation, Weights
 from tunemath.evaluation.scorecard import Scorecard, build_scorecard, winning_range
+from tunemath.evaluation.sizes import (
+    FEWEST_ITEMS,
+    can_show_gain,
+    can_show_retention,
+    smallest_kept_margin,
+)
 from tunemath.evaluation.uncertainty import (
     Difference,
     Interval,
@@ -17,6 +23,7 @@ from tunemath.evaluation.uncertainty import (
 )
 
 __all__ = [
+    "FEWEST_ITEMS",
     "STILL",
     "Difference",
     "Evaluation",
@@ -25,6 +32,8 @@ __all__ = [
     "Weights",
     "bootstrap_ratio",
     "build_scorecard",
+    "can_show_gain",
+    "can_show_retention",
     "choice_prediction",
     "exact_match",
     "items_sha256",
@@ -35,6 +44,7 @@ __all__ = [
     "mcnemar_exact",
     "needed_rank",
     "paired_difference",
+    "smallest_kept_margin",
     "wilson_interval",
     "winning_range",
 ]

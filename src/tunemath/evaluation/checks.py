@@ -6,6 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunemath.evaluation.decision import ALPHA, judge_gain, judge_retention, p_value
+from tunemath.evaluation.sizes import (
+    FEWEST_ITEMS,
+    can_show_gain,
+    can_show_retention,
+    smallest_kept_margin,
+)
 from tunemath.findings import Check, Evidence, Outcome, Status
 
 __all__ = ["CHECKS"]
@@ -99,6 +105,53 @@ def _finish(evidence: Evidence) -> Outcome:
     return Outcome(Status.FAIL, measured, threshold, task.get("file", ""), action)
 
 
+def _enough_items(evidence: Evidence) -> Outcome:
+    """Say whether any answers to so many items could pass the checks of gain and retention."""
+    task, retention, margin = _sizes(evidence)
+    threshold = f"a result on them exists that passes: {FEWEST_ITEMS} task items"
+    lacking = [] if can_show_gain(task) else [f"{FEWEST_ITEMS} task items or more"]
+    if retention:
+        threshold += f", and retention items enough for a margin of {100 * margin:g} points"
+        if not can_show_retention(retention, margin):
+            lacking.append("more retention items")
+    measured = f"{task} task items, {retention} retention items"
+    if lacking:
+        action = f"give {' and '.join(lacking)}: on these no answers could pass"
+        return Outcome(
+            Status.INSUFFICIENT_EVIDENCE, measured, threshold, "contract: evaluation", action
+        )
+    return Outcome(Status.PASS, measured, threshold, "plan.json data")
+
+
+def _resolves_margin(evidence: Evidence) -> Outcome:
+    """Say whether a model that answers as its base would be found to have kept its retention."""
+    _, retention, margin = _sizes(evidence)
+    threshold = f"an interval of no change that ends above −{100 * margin:g} points"
+    if not retention:
+        return Outcome(
+            Status.NOT_RUN,
+            "nothing: the contract has no retention items",
+            threshold,
+            "contract: evaluation.retention",
+            "add evaluation.retention, a JSONL of items of general ability",
+        )
+    reach = smallest_kept_margin(retention)
+    measured = f"at best −{100 * reach:.1f} points on {retention} items"
+    if reach < margin:
+        return Outcome(Status.PASS, measured, threshold, "plan.json power")
+    action = "evaluate more retention items: as it is, only a model that gains on them can pass"
+    return Outcome(
+        Status.INSUFFICIENT_EVIDENCE, measured, threshold, "contract: evaluation", action
+    )
+
+
+def _sizes(evidence: Evidence) -> tuple[int, int, float]:
+    """Return the planned task and retention items, and the margin of retention."""
+    data = evidence["plan"]["data"]
+    margin = evidence["contract"]["evaluation"]["retention_margin"]
+    return data["task_items"], data["retention_items"], margin
+
+
 def _points(difference: Mapping[str, Any]) -> str:
     low, high = 100 * difference["low"], 100 * difference["high"]
     return f"{100 * difference['difference']:+.1f} points ({low:+.1f} to {high:+.1f})"
@@ -139,6 +192,23 @@ CHECKS: tuple[Check, ...] = (
         needs=("evaluation",),
         judge=_finish,
         covers=("generation-budget-too-small", "stop-token-not-in-generation-config"),
+        required=False,
+    ),
+    Check(
+        id="enough-items",
+        choice="evaluation",
+        stage="static",
+        claim="There are items enough for the checks of gain and retention to come to a PASS.",
+        needs=("contract", "plan"),
+        judge=_enough_items,
+    ),
+    Check(
+        id="retention-resolves-margin",
+        choice="evaluation",
+        stage="static",
+        claim="A model that answers as its base does would be found to have kept its retention.",
+        needs=("contract", "plan"),
+        judge=_resolves_margin,
         required=False,
     ),
 )

@@ -13,6 +13,7 @@ from tunemath.mask.align import (
 from tunemath.mask.certificate import MASK_VIOLATIONS, certify, row_hash, rows_hash
 from tunemath.mask.prefix import common_prefix
 from tunemath.mask.record import DataMask
+from tunemath.mask.refusals import Refusals
 from tunemath.mask.rows import Example, Item, Message, Pair, read_rows
 from tunemath.mask.template import Template
 from tunemath.mask.tokenize import Tokenizer, load_tokenizer
@@ -26,6 +27,7 @@ __all__ = [
     "Item",
     "Message",
     "Pair",
+    "Refusals",
     "Template",
     "Tokenizer",
     "TrainingRows",

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Literal, NoReturn
 
 from tunemath.errors import DataError, MaskError
+from tunemath.mask.refusals import Refusals
 from tunemath.mask.rows import Example, Message, Pair
 from tunemath.mask.template import Template
 from tunemath.mask.tokenize import Tokenizer
@@ -217,26 +218,30 @@ def encode_rows(
 ) -> TrainingRows:
     """Encode every training row and leave out, or refuse, those longer than ``max_length`` tokens.
 
-    Rows are never cut. A pair is too long when either of its sides is. Raises `DataError` for the
-    first row that is too long when ``too_long`` is ``"refuse"``, or when no row is left.
+    Rows are never cut. A pair is too long when either of its sides is. Raises one `DataError` for
+    all rows that cannot be encoded, or are too long when ``too_long`` is ``"refuse"``; and when no
+    row is left.
     """
     examples: list[Example] = []
     encoded: list[Encoded] = []
     dropped = longest = 0
     pairs = bool(rows) and isinstance(rows[0], Pair)
+    refusals = Refusals(rows[0].where.rpartition(":")[0] if rows else "", "rows")
     for row in rows:
         sides = row.sides() if isinstance(row, Pair) else (row,)
         kind: Answers = "last" if isinstance(row, Pair) else answers
-        ids = [encode_example(side, template, tokenizer, kind) for side in sides]
-        length = max(len(side.input_ids) for side in ids)
-        longest = max(longest, length)
-        if length <= max_length:
-            examples += sides
-            encoded += ids
-        elif too_long == "drop":
-            dropped += 1
-        else:
-            _refuse_length(max(ids, key=lambda side: len(side.input_ids)), max_length)
+        with refusals.collected():
+            ids = [encode_example(side, template, tokenizer, kind) for side in sides]
+            length = max(len(side.input_ids) for side in ids)
+            longest = max(longest, length)
+            if length <= max_length:
+                examples += sides
+                encoded += ids
+            elif too_long == "drop":
+                dropped += 1
+            else:
+                _refuse_length(max(ids, key=lambda side: len(side.input_ids)), max_length)
+    refusals.raise_if_any(of=len(rows))
     if not encoded:
         raise DataError(
             f"every training row is longer than mask.max_length {max_length}; "

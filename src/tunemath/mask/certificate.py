@@ -22,7 +22,7 @@ import numpy as np
 from tunemath.errors import MaskError
 from tunemath.mask.align import Answers, Encoded, Turn, render_turn, supervised_turns
 from tunemath.mask.declared import clock_dependent, undeclared_text
-from tunemath.mask.overlap import overlap
+from tunemath.mask.overlap import overlap, repeated
 from tunemath.mask.rows import Example, Item
 from tunemath.mask.template import Template
 from tunemath.mask.tokenize import Tokenizer
@@ -112,9 +112,10 @@ def certify(
         "first_violations": ledger.first,
         "undeclared": [{"text": text, "rows": count} for text, count in injected.most_common()],
         "overlap": {
-            "task": overlap(examples, task) if task else None,
-            "retention": overlap(examples, retention) if retention else None,
+            "task": overlap(examples, task, kind) if task else None,
+            "retention": overlap(examples, retention, kind) if retention else None,
         },
+        "repeated": repeated(examples, pairs),
         "samples": sample_rows(encoded, tokenizer),
     }
 

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, overload
 
 from tunemath.errors import DataError
+from tunemath.mask.refusals import Refusals
 
 __all__ = ["Example", "Item", "Message", "Pair", "RowKind", "read_rows"]
 
@@ -116,27 +117,36 @@ def read_rows(path: Path, kind: Literal["evaluation"]) -> list[Item]: ...
 def read_rows(path: Path, kind: RowKind) -> list[Example] | list[Pair] | list[Item]:
     """Read a JSONL file; the kind is ``"sft"``, ``"dpo"`` or ``"evaluation"``.
 
-    A row without ``id`` is called "<file stem>:<line>". Raises `DataError`, which names the file
-    and the line, for anything that is not a complete and unambiguous row.
+    A row without ``id`` is called "<file stem>:<line>". Raises one `DataError` for all rows that
+    are not complete and unambiguous: a count, and the first of them with file and line.
     """
     path = Path(path)
-    parse = {"sft": _example, "dpo": _pair, "evaluation": _item}[kind]
     rows: list[Any] = []
     seen: dict[str, str] = {}
-    for row in _lines(path, kind):
-        parsed = parse(row)
-        if parsed.id in seen:
-            row.fail(f"the id {parsed.id!r} is also that of {seen[parsed.id]}; ids must be unique")
-        if rows and isinstance(parsed, Item) and parsed.form != rows[0].form:
-            row.fail(
-                f"an item with {parsed.form} among items with {rows[0].form}; "
-                "they are scored differently, so give each form a file of its own"
-            )
-        seen[parsed.id] = row.where
-        rows.append(parsed)
+    refusals, lines = Refusals(path.name, "rows"), 0
+    for number, line in _lines(path):
+        lines += 1
+        with refusals.collected():
+            row = _row(path, number, line, kind)
+            parsed = _PARSE[kind](row)
+            _refuse_beside(row, parsed, rows[0] if rows else parsed, seen)
+            seen[parsed.id] = row.where
+            rows.append(parsed)
+    refusals.raise_if_any(of=lines)
     if not rows:
         raise DataError(f"{path} has no rows; give one JSON object a line with {_FORMS[kind]}")
     return rows
+
+
+def _refuse_beside(row: _Row, parsed: Any, first: Any, seen: dict[str, str]) -> None:
+    """Refuse a row whose id another one has, or an item that is scored unlike the first."""
+    if parsed.id in seen:
+        row.fail(f"the id {parsed.id!r} is also that of {seen[parsed.id]}; ids must be unique")
+    if isinstance(parsed, Item) and parsed.form != first.form:
+        row.fail(
+            f"an item with {parsed.form} among items with {first.form}; "
+            "they are scored differently, so give each form a file of its own"
+        )
 
 
 @dataclass(frozen=True)
@@ -222,22 +232,38 @@ class _Row:
             self.fail("messages and prompt exclude each other; keep one")
 
 
-def _lines(path: Path, kind: RowKind) -> Iterator[_Row]:
-    """Yield each non-blank line as a row whose keys are known."""
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the number and text of each line that is not blank."""
     for number, line in enumerate(_read(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path.name}:{number}"
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            reason = getattr(error, "msg", str(error))
-            raise DataError(f"{where}: not valid JSON: {reason}; give one object a line") from None
-        if not isinstance(values, dict):
-            raise DataError(f"{where}: expected a JSON object, got {_shown(values)}")
-        row = _Row(values, where, kind, f"{path.stem}:{number}")
-        _refuse_unknown_keys(row)
-        yield row
+        if line.strip():
+            yield number, line
+
+
+def _row(path: Path, number: int, line: str, kind: RowKind) -> _Row:
+    """Parse a line as a row whose keys are known, each given once."""
+    where = f"{path.name}:{number}"
+    twice: list[str] = []
+    try:
+        values = json.loads(line, object_pairs_hook=lambda pairs: _object(pairs, twice))
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", str(error))
+        raise DataError(f"{where}: not valid JSON: {reason}; give one object a line") from None
+    if not isinstance(values, dict):
+        raise DataError(f"{where}: expected a JSON object, got {_shown(values)}")
+    row = _Row(values, where, kind, f"{path.stem}:{number}")
+    if twice:
+        row.fail(f"the key {_shown(twice[0])} is given twice in one object; keep one")
+    _refuse_unknown_keys(row)
+    return row
+
+
+def _object(pairs: list[tuple[str, Any]], twice: list[str]) -> dict[str, Any]:
+    """Return a JSON object, and note a key that it gives more than once."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice.append(next(name for name in names if names.count(name) > 1))
+    return values
 
 
 def _read(path: Path) -> str:
@@ -327,6 +353,9 @@ def _correct(row: _Row, choices: tuple[str, ...]) -> int:
     if not 0 <= answer < len(choices):
         row.fail(f"answer {answer} is out of range: {len(choices)} choices, counted from 0")
     return answer
+
+
+_PARSE: dict[str, Callable[[_Row], Any]] = {"sft": _example, "dpo": _pair, "evaluation": _item}
 
 
 def _shown(value: Any) -> str:

@@ -2,7 +2,8 @@
 
 Each stage is a function of a `Run` that writes its products and returns their names. `advance`
 runs the stages up to the one asked for, and skips those whose inputs and products are as they
-were; so the same command after a kill goes on where it stopped.
+were; so the same command after a kill goes on where it stopped. Before the first stage that spends
+it stops where `plan` and `mask` have already decided that the verdict can't be a PASS.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from typing import Any
 
 from tunemath import version
 from tunemath.errors import RunError
+from tunemath.pipeline.early import read_data
 from tunemath.pipeline.folder import differences
 from tunemath.pipeline.judging import check, mask, report
 from tunemath.pipeline.measuring import baselines, evaluate, movement, spectrum
 from tunemath.pipeline.planning import plan
 from tunemath.pipeline.run import Run
+from tunemath.pipeline.stopping import EARLY, StoppedError, early_findings, stop_if_decided
 from tunemath.pipeline.training import train
+from tunemath.pipeline.what_if import answer_only, why_unsaved
 from tunemath.runner.launchers import refuse_several_processes
 from tunemath.space.blueprint.saved import to_json
 from tunemath.storage import hash_bytes, write_text
@@ -29,9 +33,11 @@ __all__ = [
     "STAGES",
     "Run",
     "Stage",
+    "StoppedError",
     "advance",
     "baselines",
     "check",
+    "early_findings",
     "evaluate",
     "mask",
     "movement",
@@ -43,6 +49,8 @@ __all__ = [
 
 _CHECKPOINTS = "checkpoints"
 _STARTED = f"{_CHECKPOINTS}/inputs.json"
+_FREE = {*EARLY, "check", "report"}
+"""The stages that ask no model; before any other it is asked whether a PASS is still possible."""
 
 
 @dataclass(frozen=True)
@@ -102,13 +110,15 @@ STAGES: tuple[Stage, ...] = (
         "plan",
         (),
         (),
-        _reads("shapes", "codec", "data", "space", "objective", "budget", "mask", "evaluation"),
+        _reads(
+            "shapes", "codec", "data", "space", "objective", "budget", "mask", "evaluation", "seed"
+        ),
         plan,
     ),
     Stage("mask", (), (), _reads("codec", "generation", "data", "objective", "mask"), mask),
     Stage(
         "baselines",
-        (),
+        EARLY,
         (),
         _reads("model", "codec", "generation", "data", "evaluation", "seed"),
         baselines,
@@ -153,16 +163,30 @@ STAGES: tuple[Stage, ...] = (
 
 
 def advance(
-    run: Run, until: str = "report", started: Callable[[str, bool], None] | None = None
+    run: Run,
+    until: str = "report",
+    started: Callable[[str, bool], None] | None = None,
+    go_on: bool = False,
 ) -> dict[str, Any]:
     """Bring a run up to a stage and return its evidence.
 
-    ``started(stage, skipped)`` is told of each stage in turn. Raises `RunError` when trained
-    weights would be overwritten under another contract and ``run.fresh`` is not set.
+    ``started(stage, skipped)`` is told of each stage in turn. Where a required check can no longer
+    pass, raises `StoppedError` with the findings before the first stage that spends, unless
+    ``go_on``. Raises `RunError` when trained weights would be overwritten under another contract
+    and ``run.fresh`` is not set.
+
+    `plan` and `mask` never write into a run that has begun under another contract or with other
+    data, nor wait for another process: their evidence then has ``what_if``, the reason, and nothing
+    was saved.
     """
     refuse_several_processes()
     wanted = _ancestors(until)
     _validate(run)
+    if wanted <= set(EARLY):
+        stages = {stage.name: stage for stage in STAGES if stage.name in wanted}
+        why = why_unsaved(run, {name: _inputs(run, stage) for name, stage in stages.items()})
+        if why is not None:
+            return answer_only(run, [stage.action for stage in stages.values()], why)
     with run.folder.locked():
         _begin(run)
         for stage in STAGES:
@@ -170,6 +194,8 @@ def advance(
                 continue
             inputs = _inputs(run, stage)
             done = run.folder.holds(stage.name, inputs)
+            if not (done or go_on or stage.name in _FREE):
+                stop_if_decided(run)
             if started is not None:
                 started(stage.name, done)
             if not done:
@@ -185,7 +211,9 @@ def advance(
 
 def _validate(run: Run) -> None:
     """Read all that a user wrote, so that bad input is refused before anything is written."""
-    for name in ("ledger", "rows", "items", "few_shot", "data_hashes"):
+    _ = run.ledger
+    read_data(run)
+    for name in ("rows", "items", "few_shot"):
         getattr(run, name)
 
 

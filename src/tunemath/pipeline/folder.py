@@ -69,6 +69,20 @@ class RunFolder:
         for name in UPDATES:
             shutil.rmtree(self.path / f".{name}.part", ignore_errors=True)
 
+    def busy(self) -> bool:
+        """Say whether another process holds the folder; nothing is written to find out."""
+        if not (self.path / ".lock").exists():
+            return False
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        except PermissionError:  # a folder that may only be read
+            return False
+        lock.release()
+        return False
+
     def recorded(self, stage: str) -> dict[str, Any] | None:
         """Return what the manifest holds of a stage."""
         return self.manifest()["stages"].get(stage)

@@ -22,7 +22,16 @@ from tunemath.budget import (
 )
 from tunemath.errors import ModelError
 from tunemath.pipeline.costs import Precision, held_of, training_of
-from tunemath.space import UNFREEZING, Blueprint, Ledger, UpdateSpace, ledger_of, read_space
+from tunemath.space import (
+    UNFREEZING,
+    Blueprint,
+    Ledger,
+    UpdateSpace,
+    ledger_of,
+    positions_of,
+    read_space,
+    virtual_tokens,
+)
 from tunemath.space.methods import task_of
 
 __all__ = ["Scenario", "memory_product"]
@@ -71,6 +80,12 @@ class Scenario:
     def rows(self) -> int:
         """Rows in memory at once."""
         return self.micro_batch * self.sides
+
+    @property
+    def most_tokens(self) -> int:
+        """The longest row that the model's positions leave room for."""
+        limit = positions_of(self.blueprint).limit
+        return _MOST_TOKENS if limit is None else max(0, limit - virtual_tokens(self.space))
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -199,7 +214,7 @@ def _fitting(scenario: Scenario, limit: int, contract: bool) -> dict[str, Any]:
             most=_MOST_ROWS,
         ),
         "tokens": largest(
-            lambda n: scenario.of_size(tokens=n).peak <= limit, most=_MOST_TOKENS, step=8
+            lambda n: scenario.of_size(tokens=n).peak <= limit, most=scenario.most_tokens, step=8
         ),
     }
     rank = getattr(scenario.space, "rank", None)

@@ -18,8 +18,10 @@ from tunemath.budget import (
     training_flops,
     warmup_steps,
 )
+from tunemath.evaluation import can_show_gain, smallest_kept_margin
 from tunemath.mask import common_prefix
 from tunemath.pipeline.costs import Precision, saved_bytes, training_of
+from tunemath.pipeline.early import notices_of, positions_product
 from tunemath.pipeline.memory import Scenario, memory_product
 from tunemath.pipeline.run import Run
 from tunemath.space import (
@@ -40,6 +42,7 @@ _RATE_SECONDS = 0.08
 def plan(run: Run) -> list[str]:
     """Compute parameters, memory, FLOPs, steps, seconds and the smallest detectable effect."""
     ledger = run.ledger
+    positions = positions_product(run)
     schedule = schedule_of(run)
     data = _data(run)
     works = _works(run, ledger)
@@ -69,6 +72,8 @@ def plan(run: Run) -> list[str]:
             "saved_bytes": saved_bytes(ledger),
         },
         "data": data,
+        "positions": positions,
+        "notices": notices_of(run),
         "schedule": schedule,
         "memory": _memory(run),
         "compute": {
@@ -189,9 +194,18 @@ def _power(run: Run) -> dict[str, Any]:
     for name, items in run.items.items():
         product[name] = {
             "items": len(items),
-            "smallest_difference": smallest_detectable_difference(len(items), _ALPHA, _POWER),
+            "smallest_difference": _smallest_difference(len(items)),
         }
+        if name == "retention":
+            product[name]["smallest_kept_margin"] = smallest_kept_margin(len(items))
     return product
+
+
+def _smallest_difference(items: int) -> float | None:
+    """Return the smallest difference that so many items will show; None where they can't any."""
+    if not can_show_gain(items):
+        return None
+    return smallest_detectable_difference(items, _ALPHA, _POWER)
 
 
 def _works(run: Run, ledger: Ledger) -> dict[str, Work]:

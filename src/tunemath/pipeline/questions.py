@@ -45,12 +45,21 @@ class Questions:
         return load_tokenizer(self._codec())
 
     @cached_property
+    def task(self) -> list[Item]:
+        """The task items."""
+        return read_rows(self.evaluation.task, "evaluation")
+
+    @cached_property
+    def retention(self) -> list[Item] | None:
+        """The retention items, when there are any."""
+        path = self.evaluation.retention
+        return None if path is None else read_rows(path, "evaluation")
+
+    @cached_property
     def items(self) -> dict[str, list[Item]]:
         """The evaluation items by set; retention is absent when there is none."""
-        found = {"task": read_rows(self.evaluation.task, "evaluation")}
-        if self.evaluation.retention is not None:
-            found["retention"] = read_rows(self.evaluation.retention, "evaluation")
-        return found
+        sets = {"task": self.task, "retention": self.retention}
+        return {name: items for name, items in sets.items() if items is not None}
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:

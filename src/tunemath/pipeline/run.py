@@ -136,13 +136,19 @@ class Run(Questions):
         messages[start:start] = self.few_shot
         return super().prompt_ids(replace(item, prompt=tuple(messages)))
 
+    @property
+    def data_paths(self) -> dict[str, Path]:
+        """Where each data file is."""
+        evaluation = self.contract.evaluation
+        paths = {"train": self.contract.mask.train, "task": evaluation.task}
+        if evaluation.retention is not None:
+            paths["retention"] = evaluation.retention
+        return paths
+
     @cached_property
     def data_hashes(self) -> dict[str, str]:
         """The SHA-256 of each data file."""
-        paths = {"train": self.contract.mask.train, "task": self.contract.evaluation.task}
-        if self.contract.evaluation.retention is not None:
-            paths["retention"] = self.contract.evaluation.retention
-        return {name: hash_file(path) for name, path in paths.items()}
+        return {name: hash_file(path) for name, path in self.data_paths.items()}
 
     def evidence(self) -> dict[str, Any]:
         """Return every product that the run has so far, by name, with contract and manifest."""

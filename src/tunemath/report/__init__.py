@@ -52,7 +52,9 @@ if TYPE_CHECKING:
         plan_view,
         scorecard_view,
         spectrum_view,
+        stopped_view,
         summary_view,
+        unpassed_view,
     )
 
 __all__ = [
@@ -75,8 +77,10 @@ __all__ = [
     "spectra_view",
     "spectrum_view",
     "standalone_svg",
+    "stopped_view",
     "summary_view",
     "training_view",
+    "unpassed_view",
 ]
 
 _HOMES = {
@@ -99,8 +103,10 @@ _HOMES = {
     "spectra_view": "spectra",
     "spectrum_view": "terminal",
     "standalone_svg": "svg",
+    "stopped_view": "terminal",
     "summary_view": "terminal",
     "training_view": "stages",
+    "unpassed_view": "terminal",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -225,8 +225,17 @@ def mask_rows(evidence: Mapping[str, Any]) -> Iterator[Row]:
     yield "Violations of the certificate", count(sum(violations.values()) if violations else None)
     overlap = mask.get("overlap") or {}
     for name in ("task", "retention"):
-        exact = dig(overlap, name, "exact")
-        yield f"Rows shared with the {name} items", count(exact)
+        text = count(dig(overlap, name, "exact"))
+        if others := dig(overlap, name, "other_system"):
+            text += f"; {count(len(others))} under another system message, with another answer"
+        yield f"Rows shared with the {name} items", text
+    for key, label in (
+        ("copies", "Copies of earlier rows"),
+        ("contradictory", "Same question, other answers"),
+    ):
+        if again := dig(mask, "repeated", key):
+            first = "; ".join(" = ".join(pair) for pair in dig(mask, "repeated", f"first_{key}"))
+            yield label, f"{count(again)} rows: {clean(first)}"
 
 
 def _with_unit(text: str, unit: str) -> str:
@@ -261,10 +270,11 @@ def _evaluation(evidence: Mapping[str, Any]) -> Iterator[Row]:
         items = dig(power, name, "items")
         yield f"{name.capitalize()} items", "none" if items is None else count(items)
         smallest = dig(power, name, "smallest_difference")
-        if number(smallest) is not None:
+        if items is not None:
+            least = "nothing" if smallest is None else points(smallest).lstrip("+")
             yield (
                 f"Smallest detectable {name} difference",
-                points(smallest).lstrip("+") + _odds(power),
+                least + _odds(power),
             )
     yield "Examples in the prompt-only baseline", count(dig(evidence, "baselines", "few_shot"))
     margin = dig(evidence, "scorecard", "retention_margin")

@@ -21,6 +21,7 @@ from tunemath.report.code import example_code
 from tunemath.report.facts import Row, mask_rows, movement_text, share_of, target_shape
 from tunemath.report.memory import memory_tables, peak
 from tunemath.report.results import (
+    FindingFacts,
     differences,
     findings,
     headline,
@@ -53,7 +54,9 @@ __all__ = [
     "plan_view",
     "scorecard_view",
     "spectrum_view",
+    "stopped_view",
     "summary_view",
+    "unpassed_view",
 ]
 
 _TONES = {"pass": "green", "fail": "bold red", "unsure": "yellow"}
@@ -76,6 +79,7 @@ def plan_view(plan: Mapping[str, Any]) -> RenderableType:
             Text(f"! {clean(finding)}", style="yellow")
             for finding in dig(plan, "parameters", "coverage", "findings") or []
         ),
+        *(Text(f"! {clean(notice)}", style="yellow") for notice in plan.get("notices") or []),
         *(Text(f"Note: {clean(note)}") for note in dig(plan, "parameters", "notes") or []),
         Text(),
         *memory_tables(plan.get("memory") or {}),
@@ -99,11 +103,23 @@ def _plan_rows(plan: Mapping[str, Any]) -> Iterator[Row]:
     yield "Evaluation compute", flops(dig(plan, "compute", "evaluation_flops"))
     for name in ("task", "retention"):
         smallest = dig(plan, "power", name, "smallest_difference")
-        text = points(smallest).lstrip("+")
+        items = dig(plan, "power", name, "items")
+        text = MISSING if items is None else "nothing"
         if number(smallest) is not None:
-            text += f" on {count(dig(plan, 'power', name, 'items'))} items"
-        yield f"Detectable, {name}", text
+            text = points(smallest).lstrip("+")
+        yield f"Detectable, {name}", text if items is None else f"{text} on {count(items)} items"
+    yield from _position_rows(plan.get("positions") or {})
     yield "Predicted time", duration(dig(plan, "seconds", "total"))
+
+
+def _position_rows(positions: Mapping[str, Any]) -> Iterator[Row]:
+    """Yield how far rows and items reach, beside the positions that the model has."""
+    lengths = positions.get("lengths") or {}
+    if lengths:
+        most = max(lengths.values(), key=lambda each: each.get("longest") or 0)
+        limit = positions.get("limit")
+        of = "" if limit is None else f" of the model's {count(limit)}"
+        yield "Most positions", f"{count(most['longest'])}{of}: {clean(most.get('parts'))}"
 
 
 def _shape(target: Mapping[str, Any]) -> tuple[str, str]:
@@ -170,14 +186,39 @@ def checklist_view(checklist: Mapping[str, Any]) -> RenderableType:
         status = Text(f"{f.mark} {f.word.removesuffix(' evidence')}", style=_TONES[f.tone])
         table.add_row(status, name, Text(f.measured, overflow="fold"))
     parts: list[RenderableType] = [_title("Checklist"), table]
-    for f in found:
-        if f.tone == "pass":
-            continue
-        rows = [("measured", f.measured), ("threshold", f.threshold), ("where", f.where)]
-        rows = [row for row in [*rows, ("what to do", f.action)] if row[1]]
-        parts.append(Text.assemble((f"{f.mark} {f.word}: ", _TONES[f.tone]), f.claim))
-        parts.append(Padding(_rows(rows), (0, 0, 0, 2)))
+    parts += [_unpassed(f) for f in found if f.tone != "pass"]
     return Group(*parts)
+
+
+def unpassed_view(found: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Return the findings of an early stage that did not pass, each with what to do.
+
+    What was not run awaits a later stage, and is left out.
+    """
+    kept = [one for one in found if one.get("status") not in ("PASS", "NOT_RUN")]
+    shown = [_unpassed(f) for f in findings({"checklist": {"findings": kept}})]
+    return Group(*([Text(), *shown] if shown else []))
+
+
+def stopped_view(found: Sequence[Mapping[str, Any]], verdict: str, after: str) -> RenderableType:
+    """Return why a run stopped before it spent anything, and how it goes on."""
+    return Group(
+        unpassed_view(found),
+        Text(
+            f"\nStopped after {after}: the verdict is {verdict} whatever comes, so nothing was "
+            "trained. Repair this and run the same command again; --continue goes on all the same.",
+            style="bold",
+        ),
+    )
+
+
+def _unpassed(f: FindingFacts) -> RenderableType:
+    """Return a finding that did not pass: measured, threshold, where, what to do."""
+    name = f.check + ("" if f.required else " (advisory)")
+    rows = [("check", name), ("measured", f.measured), ("threshold", f.threshold)]
+    rows = [row for row in [*rows, ("where", f.where), ("what to do", f.action)] if row[1]]
+    title = Text.assemble((f"{f.mark} {f.word}: ", _TONES[f.tone]), f.claim)
+    return Group(title, Padding(_rows(rows), (0, 0, 0, 2)))
 
 
 def scorecard_view(

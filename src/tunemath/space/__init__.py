@@ -11,7 +11,7 @@ from tunemath.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tunemath.space.angles import principal_angles, subspace_overlap
-    from tunemath.space.blueprint import Blueprint, Module, read_blueprint
+    from tunemath.space.blueprint import Blueprint, Module, positions_of, read_blueprint
     from tunemath.space.checkpoint import TensorHeader, read_tensor_headers
     from tunemath.space.count import (
         adapter_parameter_count,
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         UpdateSpace,
         parse_space,
         read_space,
+        virtual_tokens,
     )
     from tunemath.space.spectrum import (
         effective_rank,
@@ -82,6 +83,7 @@ __all__ = [
     "near_names",
     "parse_space",
     "peft_settings",
+    "positions_of",
     "prefix_parameter_count",
     "principal_angles",
     "read_blueprint",
@@ -89,6 +91,7 @@ __all__ = [
     "read_tensor_headers",
     "stable_rank",
     "subspace_overlap",
+    "virtual_tokens",
 ]
 
 _HOMES = {
@@ -126,6 +129,7 @@ _HOMES = {
     "near_names": "peft.match",
     "parse_space": "record",
     "peft_settings": "methods",
+    "positions_of": "blueprint",
     "prefix_parameter_count": "count",
     "principal_angles": "angles",
     "read_blueprint": "blueprint",
@@ -133,6 +137,7 @@ _HOMES = {
     "read_tensor_headers": "checkpoint",
     "stable_rank": "spectrum",
     "subspace_overlap": "angles",
+    "virtual_tokens": "record",
 }
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "UpdateSpace",
     "parse_space",
     "read_space",
+    "virtual_tokens",
 ]
 
 
@@ -168,6 +169,11 @@ UpdateSpace = Annotated[
 
 class _Holder(Record):
     space: UpdateSpace
+
+
+def virtual_tokens(space: UpdateSpace) -> int:
+    """Return the positions that a method takes of every row: the length of a prefix or prompt."""
+    return space.length if isinstance(space, PrefixSpace | PromptSpace) else 0
 
 
 def parse_space(method: str, settings: Sequence[str] = ()) -> UpdateSpace:
