@@ -10,6 +10,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
+from tunemath.elsewhere import elsewhere
+
 __all__ = ["Record", "explain", "records_of"]
 
 # How pydantic names the arms of a union of plain types in an error's location.
@@ -83,6 +85,9 @@ def _unknown(
     if any(keys[-1] in arm.model_fields for arm in siblings):
         valid = ", ".join(name for name in names if name != "method") or "none"
         return f"{where} has no meaning for method: {tag}; valid: {valid}"
+    known = elsewhere(keys[-1])
+    if known is not None:
+        return f"unknown key {where}; {known}"
     near = difflib.get_close_matches(keys[-1], names, n=1)
     hint = f"did you mean {near[0]}?" if near else "valid: " + ", ".join(names)
     return f"unknown key {where}; {hint}"
