@@ -18,10 +18,27 @@ __all__ = ["Record", "explain", "records_of"]
 _PLAIN_ARMS = ("str", "list", "literal")
 
 
-class Record(BaseModel):
+_DEPRECATED = frozenset(
+    name
+    for name, value in vars(BaseModel).items()
+    if hasattr(getattr(value, "__func__", value), "__deprecated__")
+)
+
+
+class _Listed(type(BaseModel)):
+    """The class of records; completion leaves out the names that pydantic has deprecated."""
+
+    def __dir__(cls) -> list[str]:
+        return [name for name in super().__dir__() if name not in _DEPRECATED]
+
+
+class Record(BaseModel, metaclass=_Listed):
     """A frozen pydantic model that refuses unknown keys; field docstrings reach the schema."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if name not in _DEPRECATED]
 
 
 def records_of(field: FieldInfo) -> tuple[type[BaseModel], ...]:

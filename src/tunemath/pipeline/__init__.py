@@ -18,6 +18,7 @@ from tunemath.pipeline.folder import differences
 from tunemath.pipeline.judging import check, mask, report
 from tunemath.pipeline.measuring import baselines, evaluate, movement, spectrum
 from tunemath.pipeline.planning import plan
+from tunemath.pipeline.results import Results
 from tunemath.pipeline.run import Run
 from tunemath.pipeline.training import train
 from tunemath.runner.launchers import refuse_several_processes
@@ -25,6 +26,7 @@ from tunemath.storage import write_text
 
 __all__ = [
     "STAGES",
+    "Results",
     "Run",
     "Stage",
     "advance",
