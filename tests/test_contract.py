@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 
 from tunemath.commented import commented_contract
 from tunemath.contract import FineTune, contract_schema
+from tunemath.elsewhere import FIELDS, NOT_HERE
 from tunemath.errors import ContractError
 from tunemath.space.record import METHODS
 
@@ -284,3 +286,62 @@ def test_the_commented_contract_reads_back_and_explains_each_field(tmp_path, kin
             line = next((one for one in lines if one.lstrip(" #").startswith(f"{key}:")), None)
             assert line is not None, key
             assert " # " in line, line
+
+
+# --- names of other trainers
+
+THEIRS = {
+    "space": {
+        "r": "did you mean space.rank?",
+        "lora_alpha": "did you mean space.alpha?",
+        "lora_dropout": "did you mean space.dropout?",
+        "target_modules": "did you mean space.targets?",
+        "use_rslora": "did you mean space.rslora?",
+    },
+    "budget": {
+        "num_train_epochs": "did you mean budget.epochs?",
+        "per_device_train_batch_size": "did you mean budget.micro_batch_size?",
+        "gradient_accumulation_steps": "did you mean budget.batch_size?",
+        "lr_scheduler_type": "did you mean budget.schedule?",
+        "warmup_steps": "did you mean budget.warmup_ratio?",
+        "save_steps": "did you mean budget.save_every?",
+        "report_to": "a run reports into its own folder",
+        "max_steps": "is budget.epochs",
+        "optim": "every run uses AdamW",
+        "deepspeed": "a run uses one device",
+    },
+    "mask": {"packing": "rows are never packed"},
+    "evaluation": {"eval_strategy": "is evaluated before and after training"},
+}
+
+
+@pytest.mark.parametrize("section", THEIRS)
+def test_the_names_of_peft_and_trl_are_answered_with_ours(write, section):
+    """The names are read from their classes, so that none is made up."""
+    from peft import LoraConfig
+    from trl import SFTConfig
+
+    fields = {*LoraConfig.__dataclass_fields__, *SFTConfig.__dataclass_fields__}
+    for name, words in THEIRS[section].items():
+        assert name in fields
+        said = refused(write(SMALL), f"{section}.{name}=1")
+        assert f"unknown key {section}.{name}; " in said
+        assert words in said
+
+
+def test_a_flat_contract_is_told_where_its_keys_belong(write):
+    said = refused(write(SMALL + "learning_rte: 1\nlr: 1e-4\nload_in_4bit: true\n"))
+    assert "unknown key lr; did you mean budget.learning_rate?" in said
+    assert "unknown key load_in_4bit; a run's base is not quantised" in said
+
+
+def test_every_hint_names_a_field_that_there_is_and_no_name_of_ours():
+    definitions = contract_schema()["$defs"]
+    known = {name for each in definitions.values() for name in each.get("properties", {})}
+    known |= contract_schema()["properties"].keys()
+    said = " ".join([*FIELDS, *NOT_HERE.values()])
+    for field in re.findall(r"(?:model|space|objective|mask|budget|evaluation)\.(\w+)", said):
+        assert field in known
+    names = " ".join([*FIELDS.values(), *NOT_HERE]).split()
+    assert len(names) == len(set(names))
+    assert not known & set(names)

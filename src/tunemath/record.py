@@ -10,16 +10,35 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
+from tunemath.elsewhere import elsewhere
+
 __all__ = ["Record", "explain", "records_of"]
 
 # How pydantic names the arms of a union of plain types in an error's location.
 _PLAIN_ARMS = ("str", "list", "literal")
 
 
-class Record(BaseModel):
+_DEPRECATED = frozenset(
+    name
+    for name, value in vars(BaseModel).items()
+    if hasattr(getattr(value, "__func__", value), "__deprecated__")
+)
+
+
+class _Listed(type(BaseModel)):
+    """The class of records; completion leaves out the names that pydantic has deprecated."""
+
+    def __dir__(cls) -> list[str]:
+        return [name for name in super().__dir__() if name not in _DEPRECATED]
+
+
+class Record(BaseModel, metaclass=_Listed):
     """A frozen pydantic model that refuses unknown keys; field docstrings reach the schema."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if name not in _DEPRECATED]
 
 
 def records_of(field: FieldInfo) -> tuple[type[BaseModel], ...]:
@@ -83,6 +102,9 @@ def _unknown(
     if any(keys[-1] in arm.model_fields for arm in siblings):
         valid = ", ".join(name for name in names if name != "method") or "none"
         return f"{where} has no meaning for method: {tag}; valid: {valid}"
+    known = elsewhere(keys[-1])
+    if known is not None:
+        return f"unknown key {where}; {known}"
     near = difflib.get_close_matches(keys[-1], names, n=1)
     hint = f"did you mean {near[0]}?" if near else "valid: " + ", ".join(names)
     return f"unknown key {where}; {hint}"

@@ -20,6 +20,7 @@ from tunemath.pipeline.folder import differences
 from tunemath.pipeline.judging import check, mask, report
 from tunemath.pipeline.measuring import baselines, evaluate, movement, spectrum
 from tunemath.pipeline.planning import plan
+from tunemath.pipeline.results import Results
 from tunemath.pipeline.run import Run
 from tunemath.pipeline.stopping import EARLY, StoppedError, early_findings, stop_if_decided
 from tunemath.pipeline.training import train
@@ -31,6 +32,7 @@ from tunemath.storage import hash_bytes, write_text
 __all__ = [
     "INPUTS",
     "STAGES",
+    "Results",
     "Run",
     "Stage",
     "StoppedError",

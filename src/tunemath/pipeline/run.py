@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunemath.contract import FineTune
-from tunemath.errors import DataError
+from tunemath.errors import ContractError, DataError
 from tunemath.mask import (
     Encoded,
     Example,
@@ -23,6 +23,7 @@ from tunemath.mask import (
 )
 from tunemath.pipeline.folder import RunFolder
 from tunemath.pipeline.questions import Questions
+from tunemath.pipeline.results import Results, products_in
 from tunemath.runner.progress import Progress, silent
 from tunemath.runner.resolve import ResolvedModel, resolve_model
 from tunemath.space import Blueprint, Ledger, ledger_of, read_blueprint
@@ -33,15 +34,24 @@ __all__ = ["Run"]
 
 
 class Run(Questions):
-    """A contract being carried out in ``runs/NAME``."""
+    """A contract being carried out in ``runs/NAME``.
+
+    ``contract`` is one, or its YAML file, then with ``overrides`` such as ``"space.rank=16"``.
+    `tunemath.advance` carries it out; ``results`` has what was found.
+    """
 
     def __init__(
         self,
-        contract: FineTune,
+        contract: FineTune | str | Path,
         runs: str | Path = "runs",
         progress: Progress = silent,
         fresh: bool = False,
+        overrides: Sequence[str] = (),
     ) -> None:
+        if not isinstance(contract, FineTune):
+            contract = FineTune.load(contract, overrides)
+        elif overrides:
+            raise ContractError("overrides are for a contract's file; FineTune.load takes them too")
         super().__init__(lambda: self.model.folder, contract.evaluation, progress)
         self.contract = contract
         self.folder = RunFolder(Path(runs) / contract.name)
@@ -57,6 +67,20 @@ class Run(Questions):
         """Where what was trained is: an adapter, or weights of the model itself."""
         name = "weights" if self.contract.space.method in UNFREEZING else "adapter"
         return self.folder.path / name
+
+    @property
+    def results(self) -> Results:
+        """What the run found: verdict, scores, findings, items and more, as records or frames."""
+        return Results(self.folder.path, self.contract)
+
+    def __repr__(self) -> str:
+        from tunemath.report import run_line
+
+        found = products_in(self.folder.path, self.contract)
+        return f"<Run {run_line(found, self.folder.path)}>"
+
+    def _repr_html_(self) -> str:
+        return self.results._repr_html_()
 
     @cached_property
     def ledger(self) -> Ledger:

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from tunemath.report.ledger import (
         ledger_view,
     )
+    from tunemath.report.notebook import (
+        run_card,
+        run_line,
+    )
     from tunemath.report.ranks import (
         rank_advice,
         rank_page,
@@ -72,6 +76,8 @@ __all__ = [
     "rank_figures",
     "rank_page",
     "rank_view",
+    "run_card",
+    "run_line",
     "scorecard_view",
     "spectra_page",
     "spectra_view",
@@ -98,6 +104,8 @@ _HOMES = {
     "rank_figures": "curves",
     "rank_page": "ranks",
     "rank_view": "ranks",
+    "run_card": "notebook",
+    "run_line": "notebook",
     "scorecard_view": "terminal",
     "spectra_page": "spectra",
     "spectra_view": "spectra",
