@@ -19,7 +19,7 @@ from tunemath.pipeline.judging import check, mask, report
 from tunemath.pipeline.measuring import baselines, evaluate, movement, spectrum
 from tunemath.pipeline.planning import plan
 from tunemath.pipeline.run import Run
-from tunemath.pipeline.training import train
+from tunemath.pipeline.training import MERGED, artefact, train
 from tunemath.storage import write_text
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Run",
     "Stage",
     "advance",
+    "artefact",
     "baselines",
     "check",
     "evaluate",
@@ -104,6 +105,7 @@ STAGES: tuple[Stage, ...] = (
         _reads("model", "codec", "training data", "space", "objective", "budget", "mask", "seed"),
         train,
     ),
+    Stage("artefact", ("train",), ("train",), _reads("model", "space"), artefact),
     Stage(
         "evaluate",
         ("baselines", "train"),
@@ -121,8 +123,8 @@ STAGES: tuple[Stage, ...] = (
     Stage("spectrum", ("train",), ("train",), _reads("model", "space"), spectrum),
     Stage(
         "check",
-        ("plan", "mask", "baselines", "train", "evaluate", "movement"),
-        ("plan", "mask", "baselines", "train", "evaluate", "movement"),
+        ("plan", "mask", "baselines", "train", "artefact", "evaluate", "movement"),
+        ("plan", "mask", "baselines", "train", "artefact", "evaluate", "movement"),
         _reads("decision"),
         check,
     ),
@@ -192,6 +194,7 @@ def _begin(run: Run) -> None:
     train = next(stage for stage in STAGES if stage.name == "train")
     if not run.fresh:
         _guard(run, _inputs(run, train))
+    shutil.rmtree(run.folder.path / MERGED, ignore_errors=True)  # of a process that was killed
     write_text(run.folder.path / "contract.yaml", run.contract.to_yaml())
 
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     )
     from tunemath.report.stages import (
         arms_view,
+        artefact_view,
         training_view,
     )
     from tunemath.report.svg import (
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "arms_view",
+    "artefact_view",
     "checklist_view",
     "example_code",
     "html_report",
@@ -81,6 +83,7 @@ __all__ = [
 
 _HOMES = {
     "arms_view": "stages",
+    "artefact_view": "stages",
     "checklist_view": "terminal",
     "example_code": "code",
     "html_report": "html",
