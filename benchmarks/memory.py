@@ -302,8 +302,8 @@ def prepared(case: Case, space: Any) -> tuple[Any, Any]:
     base.set_attn_implementation(case.attention)
     base.eval()
     model = attach_adapter(base, space, 0)
-    if isinstance(model, UnfrozenModel) and case.objective != "dpo":
-        model.forget_base()
+    if isinstance(model, UnfrozenModel) and case.objective == "dpo":
+        model.keep_base()
     vocab = base.get_output_embeddings().weight.shape[0]
     ids = torch.randint(3, vocab, (2, case.rows, case.tokens))
     answers = torch.arange(case.tokens) >= case.tokens - supervised(case)

@@ -108,6 +108,7 @@ FAULTS: list[tuple[str, str, Callable[[dict[str, Any]], None], Status]] = [
     ("retention-measured", "sft", put(f"{KEPT}/tuned - base", LOST), FAIL),
     ("retention-measured", "sft", put(f"{KEPT}/tuned - base", UNSURE), UNDECIDED),
     ("retention-measured", "sft", put(KEPT, None), Status.NOT_RUN),
+    ("step0-identity", "sft", put("training/identity/switched_off", 0.01), FAIL),
     ("step0-identity", "sft", put("training/identity/max_logit_difference", 1e-4), FAIL),
     ("only-intended-tensors-moved", "sft", put("training/tensors/unmoved", ["a"]), FAIL),
     ("only-intended-tensors-moved", "sft", put("training/tensors/frozen_changed", ["b"]), FAIL),

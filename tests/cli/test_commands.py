@@ -21,6 +21,7 @@ PRODUCTS = {
     "mask": "mask",
     "baselines": "baselines",
     "train": "training",
+    "artefact": "artefact",
     "evaluate": "evaluation",
     "movement": "movement",
     "spectrum": "spectrum",

@@ -18,7 +18,7 @@ from tunemath import storage
 from tunemath.contract import FineTune
 from tunemath.pipeline import Run, advance, measuring
 from tunemath.pipeline.folder import RunFolder
-from tunemath.runner import checkpoints, probes
+from tunemath.runner import artefact, checkpoints
 from tunemath.runner import training as _training  # noqa: F401
 from tunemath.space.weights.provenance import Provenance
 
@@ -63,8 +63,10 @@ def arrange(point: str) -> None:
         after_call(checkpoints.SealCheckpoints, "on_save", lambda *a, **k: True, int(what))
     elif kind == "unsealed":
         before_call(checkpoints, "write_json", lambda *a: True, int(what))
-    elif kind == "probing":
-        before_call(probes, "artefact", lambda *a: True)
+    elif kind == "unprobed":
+        before_call(artefact.Probe, "write", lambda *a: True)
+    elif kind == "merged":
+        before_call(artefact, "load_base", lambda *a: True)
     elif kind == "before":
         before_call(RunFolder, "write", lambda self, name, value: name == what)
     elif kind == "after":

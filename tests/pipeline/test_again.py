@@ -18,6 +18,7 @@ CHAIN = (
     "mask",
     "baselines",
     "train",
+    "artefact",
     "evaluate",
     "movement",
     "spectrum",
@@ -116,7 +117,9 @@ def flip_last_byte(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("name", [ADAPTER, "adapter/adapter_config.json", "training.json"])
+@pytest.mark.parametrize(
+    "name", [ADAPTER, "adapter/adapter_config.json", "training.json", "probe.safetensors"]
+)
 def test_trained_weights_that_were_tampered_with_are_refused(sft_run, shared_job, copied, name):
     runs = copied(sft_run)
     flip_last_byte(runs / "tiny" / name)
@@ -130,6 +133,7 @@ def test_trained_weights_that_were_tampered_with_are_refused(sft_run, shared_job
         ("plan.json", ["plan"]),
         ("mask.json", ["mask"]),
         ("items/base.task.jsonl", ["baselines"]),
+        ("artefact.json", ["artefact"]),
         ("items/tuned.retention.jsonl", ["evaluate"]),
         ("movement.json", ["movement"]),
         ("spectrum.json", ["spectrum"]),

@@ -31,6 +31,7 @@ PRODUCTS = (
     "mask.json",
     "baselines.json",
     "training.json",
+    "probe.safetensors",
     "artefact.json",
     "adapter/tunemath.json",
     "evaluation.json",

@@ -22,6 +22,7 @@ from tunemath.runner.adapters import Bottleneck
 from tunemath.runner.answering import generate
 from tunemath.runner.heads import output_states
 from tunemath.runner.models import attach_adapter, load_adapter, load_base
+from tunemath.runner.probing import answer_logits
 from tunemath.runner.resolve import resolve_model, weights_hash
 from tunemath.space import AdapterSpace, adapter_parameter_count
 
@@ -178,9 +179,12 @@ def test_the_fused_objectives_see_its_head():
 
 def test_step_0_is_the_base_and_a_moved_one_is_not():
     model = attach_adapter(make_llama(), space("houlsby"), 0)
-    found = probes.identity(model, make_rows(3), PAD)
+    base = answer_logits(make_llama(), make_rows(3))
+    found = probes.identity(base, model, make_rows(3))
     assert (found["max_logit_difference"], found["moves_by_nature"]) == (0.0, False)
-    assert probes.identity(moved(model), make_rows(3), PAD)["kl"] > 0.01
+    found = probes.identity(base, moved(model), make_rows(3))
+    assert found["kl"] > 0.01
+    assert found["switched_off"] == 0.0
 
 
 @pytest.mark.parametrize("style", STYLES)

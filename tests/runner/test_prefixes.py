@@ -18,7 +18,8 @@ from tunemath.runner import probes
 from tunemath.runner.answering import generate
 from tunemath.runner.heads import output_states
 from tunemath.runner.models import attach_adapter, load_adapter
-from tunemath.runner.movement import row_movements
+from tunemath.runner.movement import Read, row_movements
+from tunemath.runner.probing import answer_logits
 from tunemath.runner.quiet import quiet_libraries
 from tunemath.space import PrefixSpace, PromptSpace
 
@@ -256,7 +257,7 @@ def test_movement_is_the_kl_of_whole_rows(kind):
     space, model = SPACES[kind], tuned(SPACES[kind])
     theirs = peft_model(space)
     prompts, answers = [[9, 4, 11], [9, 4, 5, 6]], [[7, 2], [8, 3, 2]]
-    found = row_movements(model, prompts, answers, pad=PAD, tick=lambda _: None)
+    found = row_movements(model, Read(prompts, answers, PAD), lambda _: None)
     for prompt, answer, movement in zip(prompts, answers, found, strict=True):
         ids = torch.tensor([[*prompt, *answer]])
         p = own_logits(theirs, space, input_ids=ids)[0].log_softmax(-1)
@@ -268,10 +269,13 @@ def test_movement_is_the_kl_of_whole_rows(kind):
 @pytest.mark.parametrize("kind", SPACES)
 def test_what_it_does_at_step_0_is_measured(kind):
     model, rows = tuned(SPACES[kind]), make_rows(4)
-    found = probes.identity(model, rows, PAD)
-    tuned_logits = probes.answer_logits(model, rows, PAD).double().log_softmax(-1)
-    base = probes.answer_logits(family("llama"), rows, PAD).double().log_softmax(-1)
+    plain = answer_logits(family("llama"), rows)
+    found = probes.identity(plain, model, rows)
+    tuned_logits, base = (
+        logits.double().log_softmax(-1) for logits in (answer_logits(model, rows), plain)
+    )
     kl = (tuned_logits.exp() * (tuned_logits - base)).sum(-1).mean()
+    assert found["switched_off"] == 0.0
     assert found["moves_by_nature"]
     assert found["kl"] == pytest.approx(float(kl), rel=1e-4)
     assert found["kl"] > 1e-4

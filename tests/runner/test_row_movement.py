@@ -18,7 +18,7 @@ from small_models import (
 )
 
 from tunemath.runner import movement
-from tunemath.runner.movement import row_movements
+from tunemath.runner.movement import Read, kept_states, movements_from, row_movements
 
 
 def make_job(shared: int, seed: int = 5) -> tuple[list[list[int]], list[list[int]]]:
@@ -38,7 +38,7 @@ def plain_kl(tuned, ids: list[int], *, reverse: bool = False) -> list[float]:
 
 
 def measure(tuned, prompts, answers):
-    return row_movements(tuned, prompts, answers, pad=PAD, tick=lambda done: None)
+    return row_movements(tuned, Read(prompts, answers, PAD), lambda done: None)
 
 
 @pytest.mark.parametrize("make", [make_llama, make_sliding])
@@ -140,5 +140,15 @@ def test_batch_size_and_padding_change_nothing(monkeypatch, byte_limit):
 def test_all_rows_are_ticked():
     done: list[int] = []
     prompts, answers = make_job(2)
-    row_movements(with_adapter(make_llama()), prompts, answers, pad=PAD, tick=done.append)
+    row_movements(with_adapter(make_llama()), Read(prompts, answers, PAD), done.append)
     assert done[-1] == 6
+
+
+@pytest.mark.parametrize("make", [make_llama, make_sliding])
+def test_states_that_were_kept_give_the_same(make):
+    tuned = with_adapter(make())
+    read = Read(*make_job(4), PAD)
+    kept = kept_states(tuned, read)
+    assert movements_from(kept, make(), read, lambda done: None) == measure(
+        tuned, read.prompts, read.answers
+    )

@@ -58,8 +58,6 @@ def measured(config, space, checkpointing=False, attention="sdpa"):
         model = make(config, space, attention)
         inner = model.get_base_model()
         inner.config.use_cache = False
-        if hasattr(model, "forget_base"):
-            model.forget_base()
         if checkpointing:
             inner.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()

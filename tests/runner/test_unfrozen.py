@@ -13,7 +13,8 @@ from tunemath.contract import ModelChoice
 from tunemath.errors import RunError
 from tunemath.runner import probes
 from tunemath.runner.models import attach_adapter, load_adapter, load_base
-from tunemath.runner.movement import row_movements
+from tunemath.runner.movement import Read, row_movements
+from tunemath.runner.probing import answer_logits
 from tunemath.runner.resolve import resolve_model
 from tunemath.space import LastLayersSpace, UnfreezeSpace
 
@@ -25,6 +26,13 @@ SPACES = {
     "last_layers": LastLayersSpace(method="last_layers", head=True),
 }
 CPU = torch.device("cpu"), torch.float32
+
+
+def attached(base: Any, method: str) -> Any:
+    """The base with a method's update, and the copy that is its reference."""
+    model = attach_adapter(base, SPACES[method], 0)
+    model.keep_base()
+    return model
 
 
 def moved(model: Any) -> Any:
@@ -39,7 +47,7 @@ def moved(model: Any) -> Any:
 @torch.no_grad()
 def test_switched_off_it_is_the_base_and_on_again_the_tuned(name, method):
     expected = make_family(name, torch.float32)(input_ids=IDS).logits
-    model = attach_adapter(make_family(name, torch.float32), SPACES[method], 0).eval()
+    model = attached(make_family(name, torch.float32), method).eval()
     assert torch.equal(model(input_ids=IDS).logits, expected)
     after = moved(model)(input_ids=IDS).logits
     assert (after - expected).abs().max() > 0.01
@@ -54,7 +62,7 @@ def test_switched_off_it_is_the_base_and_on_again_the_tuned(name, method):
 
 
 def test_the_reference_does_not_take_part_in_the_gradient():
-    model = attach_adapter(make_llama(torch.float32), SPACES["full"], 0)
+    model = attached(make_llama(torch.float32), "full")
     tuned = model(input_ids=IDS).logits
     with torch.no_grad(), model.disable_adapter():
         reference = model(input_ids=IDS).logits
@@ -70,7 +78,7 @@ def test_the_reference_does_not_take_part_in_the_gradient():
 def test_a_reference_pass_between_forward_and_backward_changes_no_gradient(checkpointing):
     found = []
     for between in (False, True):
-        model = moved(attach_adapter(make_llama(torch.float32), SPACES["full"], 0)).train()
+        model = moved(attached(make_llama(torch.float32), "full")).train()
         if checkpointing:
             model.activation_checkpointing_enable()
         loss = model(input_ids=IDS).logits.pow(2).sum()
@@ -86,9 +94,9 @@ def test_a_reference_pass_between_forward_and_backward_changes_no_gradient(check
 @pytest.mark.parametrize("name", ["llama", "llama, tied"])
 def test_the_movement_of_a_trained_head_is_seen(name):
     # Both sides' heads are one module; they must not be taken for one weight.
-    model = moved(attach_adapter(make_family(name, torch.float32), SPACES["linear_probe"], 0))
+    model = moved(attached(make_family(name, torch.float32), "linear_probe"))
     model.eval()
-    (found,) = row_movements(model, [[5, 9]], [[3, 7]], pad=PAD, tick=lambda _: None)
+    (found,) = row_movements(model, Read([[5, 9]], [[3, 7]], PAD), lambda _: None)
     ids = torch.tensor([[5, 9, 3, 7]])
     with torch.no_grad():
         p = model(input_ids=ids).logits[0].double().log_softmax(-1)
@@ -129,12 +137,15 @@ def test_a_fully_trained_model_is_saved_as_an_ordinary_one(tiny_model, tmp_path)
     assert torch.equal(plain(input_ids=IDS).logits, model(input_ids=IDS).logits)
 
 
-def test_the_base_can_be_let_go():
-    model = attach_adapter(make_llama(torch.float32), SPACES["full"], 0)
-    probes.identity(model, make_rows(2), PAD)
-    model.forget_base()
-    with pytest.raises(RunError, match="let go"), model.disable_adapter():
+def test_the_base_is_kept_only_where_it_is_asked_for():
+    plain, rows = make_llama(torch.float32), make_rows(2)
+    base = answer_logits(plain, rows)
+    model = attach_adapter(plain, SPACES["full"], 0)
+    assert "switched_off" not in probes.identity(base, model, rows)
+    with pytest.raises(RunError, match="no copy"), model.disable_adapter():
         pass
+    model.keep_base()
+    assert probes.identity(base, model, rows)["switched_off"] == 0.0
 
 
 def test_frozen_weights_get_no_gradient():

@@ -35,6 +35,7 @@ _STAGES = {
     "mask": ("mask", "Which tokens are trained on: a certificate over every row, rows in colour."),
     "baselines": ("baselines", "Evaluate the base, and the base with examples in its prompt."),
     "train": ("training", "Train the adapter, and keep the evidence that it was done as written."),
+    "artefact": ("artefact", "Prove that adapter, merged and reloaded model are the trained one."),
     "evaluate": ("evaluation", "Evaluate the trained adapter on the same items."),
     "movement": ("movement", "Measure KL(tuned ‖ base) where the model answers."),
     "check": ("checklist", "Judge every check on the evidence; the exit code is the verdict."),
@@ -205,6 +206,10 @@ def _exit_code(stage: str, evidence: dict[str, Any]) -> int:
         from tunemath.mask import MASK_VIOLATIONS
 
         return int(any(evidence["mask"]["violations"][kind] for kind in MASK_VIOLATIONS))
+    if stage == "artefact":
+        from tunemath.pipeline.products import faults
+
+        return int(faults(evidence["artefact"]))
     return 0
 
 

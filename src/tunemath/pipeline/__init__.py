@@ -23,7 +23,7 @@ from tunemath.pipeline.planning import plan
 from tunemath.pipeline.results import Results
 from tunemath.pipeline.run import Run
 from tunemath.pipeline.stopping import EARLY, StoppedError, early_findings, stop_if_decided
-from tunemath.pipeline.training import train
+from tunemath.pipeline.training import MERGED, artefact, train
 from tunemath.pipeline.what_if import answer_only, why_unsaved
 from tunemath.runner.launchers import refuse_several_processes
 from tunemath.space.blueprint.saved import to_json
@@ -37,6 +37,7 @@ __all__ = [
     "Stage",
     "StoppedError",
     "advance",
+    "artefact",
     "baselines",
     "check",
     "early_findings",
@@ -132,6 +133,7 @@ STAGES: tuple[Stage, ...] = (
         _reads("model", "codec", "training data", "space", "objective", "budget", "mask", "seed"),
         train,
     ),
+    Stage("artefact", ("train",), ("train",), _reads("model", "space"), artefact),
     Stage(
         "evaluate",
         ("baselines", "train"),
@@ -149,8 +151,8 @@ STAGES: tuple[Stage, ...] = (
     Stage("spectrum", ("train",), ("train",), _reads("model", "space"), spectrum),
     Stage(
         "check",
-        ("plan", "mask", "baselines", "train", "evaluate", "movement"),
-        ("plan", "mask", "baselines", "train", "evaluate", "movement"),
+        ("plan", "mask", "baselines", "train", "artefact", "evaluate", "movement"),
+        ("plan", "mask", "baselines", "train", "artefact", "evaluate", "movement"),
         _reads("decision"),
         check,
     ),
@@ -245,6 +247,7 @@ def _begin(run: Run) -> None:
     train = next(stage for stage in STAGES if stage.name == "train")
     if not run.fresh:
         _guard(run, _inputs(run, train))
+    shutil.rmtree(run.folder.path / MERGED, ignore_errors=True)  # of a process that was killed
     write_text(run.folder.path / "contract.yaml", run.contract.to_yaml())
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from tunemath.mask import Item
 from tunemath.pipeline.questions import Questions
 from tunemath.pipeline.run import Run
 from tunemath.storage import read_jsonl, write_jsonl
+
+if TYPE_CHECKING:
+    from tunemath.runner.movement import RowMovement
 
 __all__ = ["answered", "baselines", "evaluate", "movement", "spectrum"]
 
@@ -53,11 +56,6 @@ def evaluate(run: Run) -> list[str]:
 
 def movement(run: Run) -> list[str]:
     """Measure KL(tuned ‖ base) per answer token, teacher-forced, with bootstrap intervals."""
-    from tunemath.runner.movement import row_movements
-
-    tuned = _tuned(run)
-    total = sum(len(items) for items in run.items.values())
-    done = 0
     product: dict[str, Any] = {
         "direction": "KL(tuned ‖ base)",
         "unit": "nats per answer token",
@@ -65,18 +63,35 @@ def movement(run: Run) -> list[str]:
         "confidence": 0.95,
         "retention": None,
     }
-    for name, items in run.items.items():
-        base = done
-        rows = row_movements(
-            tuned,
-            run.prompts[name],
-            [run.answer_ids(item, item.reference) for item in items],
-            pad=run.tokenizer.pad_id,
-            tick=lambda n, base=base: run.progress("movement", base + n, total),
-        )
+    for name, rows in _movements(run).items():
         product[name] = _pooled(rows, run.contract.evaluation.bootstraps, run.contract.seed)
-        done += len(items)
     return [run.folder.write("movement.json", product)]
+
+
+def _movements(run: Run) -> dict[str, list[RowMovement]]:
+    """Measure every set; a tuned model without its base inside goes before the base comes."""
+    from tunemath.runner.models import choose_device, load_base
+    from tunemath.runner.movement import Read, kept_states, movements_from, row_movements
+
+    sets, done = {}, 0
+    for name, items in run.items.items():
+        answers = [run.answer_ids(item, item.reference) for item in items]
+        sets[name] = Read(run.prompts[name], answers, run.tokenizer.pad_id), done
+        done += len(items)
+
+    def tick(start: int) -> Callable[[int], None]:
+        return lambda n: run.progress("movement", start + n, done)
+
+    tuned = _tuned(run)
+    if run.contract.space.method != "full":
+        return {name: row_movements(tuned, read, tick(at)) for name, (read, at) in sets.items()}
+    kept = {name: kept_states(tuned, read) for name, (read, _) in sets.items()}
+    del tuned
+    base = load_base(run.model, *choose_device(run.contract.space))
+    return {
+        name: movements_from(kept.pop(name), base, read, tick(at))
+        for name, (read, at) in sets.items()
+    }
 
 
 def _pooled(rows: Sequence[Any], resamples: int, seed: int) -> dict[str, Any]:
@@ -117,10 +132,9 @@ def _base(run: Run) -> Any:
 
 
 def _tuned(run: Run) -> Any:
-    from tunemath.runner.models import choose_device, load_adapter, load_base
+    from tunemath.runner.models import choose_device, load_trained
 
-    base = load_base(run.model, *choose_device(run.contract.space))
-    return load_adapter(base, run.update)
+    return load_trained(run.model, run.update, *choose_device(run.contract.space))
 
 
 def _evaluate_arm(run: Run, model: Any, arm: str) -> tuple[dict[str, Any], list[str]]:

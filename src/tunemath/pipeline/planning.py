@@ -222,6 +222,9 @@ def _works(run: Run, ledger: Ledger) -> dict[str, Work]:
     if sides == 2:  # DPO: the reference passes forward as well
         training += forward_flops(blueprint, _tokens(run.examples), supervised, attended=pairs)
     training *= budget.epochs
+    tokens = _tokens(run.probe_examples)
+    probed = 3 * forward_flops(blueprint, tokens, tokens)
+    training += 2 * training_flops(blueprint, training_of(ledger), tokens, tokens) + probed
     base, prompted = _answering(run, False), _answering(run, True)
     positions = _teacher_forced_tokens(run)
     both = 2 * forward_flops(blueprint, positions, positions)
@@ -229,7 +232,8 @@ def _works(run: Run, ledger: Ledger) -> dict[str, Work]:
     return {
         "mask": Work(),
         "baselines": Work(forward=base[0] + prompted[0], decoding=base[1] + prompted[1], loads=1),
-        "train": Work(training=training, loads=5, hashed_bytes=3 * weights),
+        "train": Work(training=training, loads=1, hashed_bytes=2 * weights),
+        "artefact": Work(forward=probed, loads=3, hashed_bytes=weights),
         "evaluate": Work(forward=base[0], decoding=base[1], loads=2),
         "movement": Work(forward=both, loads=2, kl_values=float(positions) * blueprint.vocab),
         "spectrum": Work(loads=1),

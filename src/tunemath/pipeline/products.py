@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tunemath.runner.merging import MergeOptions
     from tunemath.runner.trainer import Row
 
-__all__ = ["base_at", "merge_into", "unmerge_from", "verify"]
+__all__ = ["base_at", "faults", "merge_into", "unmerge_from", "verify"]
 
 
 def base_at(name: str) -> ResolvedModel:
@@ -88,6 +88,12 @@ def _read_anew(*folders: Path) -> None:
     for folder in folders:
         if any((folder / name).is_file() for name in CONFIGS):  # else told by what reads it
             weights_hash(folder, anew=True)
+
+
+def faults(artefact: Mapping[str, Any]) -> bool:
+    """Whether any check of artefacts fails on what a run's stage found."""
+    failed = {Status.FAIL, Status.ERROR}
+    return any(finding["status"] in failed for finding in _findings(artefact))
 
 
 def _findings(evidence: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -32,6 +32,8 @@ from tunemath.storage import hash_file
 
 __all__ = ["Run"]
 
+_PROBE_ROWS = 4
+
 
 class Run(Questions):
     """A contract being carried out in ``runs/NAME``.
@@ -126,6 +128,17 @@ class Run(Questions):
             generator.shuffle(epoch)
             order += epoch
         return order
+
+    @cached_property
+    def probe_examples(self) -> list[tuple[Encoded, ...]]:
+        """A few examples of unlike length to probe a model on, two at least where there are two.
+
+        They go from the shortest to the median: longer ones show no more and cost more.
+        """
+        examples = sorted(self.examples, key=lambda example: len(example[0].input_ids))
+        count = min(_PROBE_ROWS // len(examples[0]), len(examples))
+        last = max(len(examples) // 2, count - 1)
+        return [examples[round(k * last / max(1, count - 1))] for k in range(count)]
 
     @cached_property
     def few_shot(self) -> list[Message]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,14 +33,15 @@ def ask(run: Run, prompt: str, system: str | None = None) -> dict[str, str]:
     The system prompt is the training rows' own when they all share one and none is given.
     """
     from tunemath.runner.answering import generate
-    from tunemath.runner.models import choose_device, load_adapter, load_base
+    from tunemath.runner.models import choose_device, load_base, load_trained
 
     need_update(run)
     run.folder.need("plan", "plan.json; `tunemath plan` writes it")
     system = run.folder.read("plan.json")["data"]["shared_system"] if system is None else system
     messages = [Message("system", system)] if system else []
     ids = encode_prompt(run.template, run.tokenizer, [*messages, Message("user", prompt)])
-    tuned = load_adapter(load_base(run.model, *choose_device()), run.update)
+    space = run.contract.space
+    model = load_trained(run.model, run.update, *choose_device(space))
     settings: dict[str, Any] = {
         "stop": run.stop_ids,
         "pad": run.tokenizer.pad_id,
@@ -47,9 +49,12 @@ def ask(run: Run, prompt: str, system: str | None = None) -> dict[str, str]:
         "batch_size": 1,
         "tick": lambda done: None,
     }
-    after = generate(tuned, [ids], **settings)[0]
-    with tuned.disable_adapter():
-        before = generate(tuned, [ids], **settings)[0]
+    after = generate(model, [ids], **settings)[0]
+    if space.method == "full":  # a model of its own, which goes before the base comes
+        model = None
+        model = load_base(run.model, *choose_device())
+    with nullcontext() if space.method == "full" else model.disable_adapter():
+        before = generate(model, [ids], **settings)[0]
     return {
         "base": run.tokenizer.decode(before.tokens).strip(),
         "tuned": run.tokenizer.decode(after.tokens).strip(),

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     )
     from tunemath.report.stages import (
         arms_view,
+        artefact_view,
         training_view,
     )
     from tunemath.report.svg import (
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "arms_view",
+    "artefact_view",
     "checklist_view",
     "example_code",
     "html_report",
@@ -91,6 +93,7 @@ __all__ = [
 
 _HOMES = {
     "arms_view": "stages",
+    "artefact_view": "stages",
     "checklist_view": "terminal",
     "example_code": "code",
     "html_report": "html",

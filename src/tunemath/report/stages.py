@@ -1,4 +1,4 @@
-"""What `tunemath baselines`, `evaluate` and `train` show when they are run alone."""
+"""What `tunemath baselines`, `train`, `artefact` and `evaluate` show when they are run alone."""
 
 from __future__ import annotations
 
@@ -9,11 +9,24 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tunemath.report.text import count, decimal, device_text, duration, percent
+from tunemath.report.text import (
+    clean,
+    count,
+    decimal,
+    device_text,
+    duration,
+    percent,
+    scientific,
+)
 
-__all__ = ["arms_view", "training_view"]
+__all__ = ["arms_view", "artefact_view", "training_view"]
 
 _SHOWN = 10
+_FORMS = {
+    "adapter_vs_reloaded": "saved and loaded again",
+    "adapter_vs_merged": "merged into the base",
+    "adapter_vs_reloaded_merged": "merged, saved and loaded again",
+}
 
 
 def arms_view(evidence: Mapping[str, Any]) -> RenderableType:
@@ -65,3 +78,28 @@ def training_view(training: Mapping[str, Any]) -> RenderableType:
         ),
         Text(f"On {device_text(training)}"),
     )
+
+
+def artefact_view(artefact: Mapping[str, Any]) -> RenderableType:
+    """Return how far each form that may be deployed is from the trained model."""
+    table = Table("form", "largest logit difference", "KL", box=None, header_style="dim")
+    for key, words in _FORMS.items():
+        if key in artefact:
+            found = artefact[key]
+            table.add_row(
+                words, scientific(found["max_logit_difference"]), f"{scientific(found['kl'])} nats"
+            )
+    weights, lines = artefact.get("weights") or {}, []
+    if "unchanged" in weights:
+        same = count(weights["unchanged"] - weights["differing"])
+        lines.append(
+            f"{count(len(weights['by_tensor']))} tensors are changed, {same} of "
+            f"{count(weights['unchanged'])} others are the base's"
+        )
+    if "not_merged" in artefact:
+        lines.append(f"Not merged: {clean(artefact['not_merged'])}")
+    lines.append(
+        f"{count(artefact['positions'])} positions; a logit may differ by "
+        f"{scientific(artefact['tolerance'])}"
+    )
+    return Group(table, *(Text(line) for line in lines))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,8 +49,10 @@ def read_model(kind: Any, folder: Path, name: str, **options: Any) -> Any:
     """Return the model that transformers reads from a folder, by a class such as AutoModel.
 
     Raises `ModelError` where it can't be read, or where its files lack a weight or have it in
-    another shape, which transformers would draw at random. No pickle is read.
+    another shape, which transformers would draw at random. No pickle is read. Models that were let
+    go are freed before: their parts know each other, so counting references doesn't do it.
     """
+    gc.collect()
     read_tensor_headers(folder)  # names the file that is damaged or lacking
     place = "" if name == str(folder) else f" from {folder}"
     with loading_errors(f"cannot load {name}{place}"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ __all__ = [
     "choose_device",
     "load_adapter",
     "load_base",
+    "load_trained",
     "peft_config",
     "trainable_counts",
     "why_not_merged",
@@ -94,7 +96,7 @@ def attach_adapter(base: Any, space: UpdateSpace, seed: int) -> Any:
 
     What is returned has ``disable_adapter()``, inside which it is the base, and
     ``get_base_model()``. Adapters and prefixes are float32; so is a model whose own weights are
-    trained.
+    trained, which is the base again only after its ``keep_base()``.
     """
     torch.manual_seed(seed)
     if isinstance(space, LoraSpace):
@@ -138,8 +140,23 @@ def load_adapter(base: Any, folder: Path) -> Any:
             "that was saved, whole, or train again"
         )
     model: Any = attach_adapter(base, space_of(folder), seed=0)
+    if isinstance(model, UnfrozenModel):
+        model.keep_base()
     model.load(folder)
     return model.eval()
+
+
+def load_trained(
+    model: ResolvedModel, update: Path, device: torch.device, dtype: torch.dtype
+) -> Any:
+    """Return the tuned model for inference: the base with a saved update, or a whole tuned model.
+
+    A model that was trained in full is saved whole, so it is loaded alone, and has no base inside.
+    """
+    if (update / CONFIG).is_file() and space_of(update).method == "full":
+        refuse_other_base(update, model.folder)
+        return load_base(replace(model, id=str(update), folder=update), device, dtype)
+    return load_adapter(load_base(model, device, dtype), update)
 
 
 def _load_peft(base: Any, folder: Path) -> Any:

@@ -3,49 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from tunemath.objective import kl_from_logits
-from tunemath.runner.hf_labels import collate, shift_targets
-from tunemath.runner.models import load_adapter, load_base, why_not_merged
 from tunemath.runner.prefixes import VirtualTokens
-from tunemath.runner.quiet import quiet_libraries
+from tunemath.runner.probing import answer_logits, compared
 from tunemath.runner.trainer import Row, TuneTrainer
-from tunemath.runner.verifying import verify_product
-from tunemath.space.weights.recipe import NamesDiffer
-from tunemath.storage import storage_errors
+from tunemath.runner.unfrozen import UnfrozenModel
 
-if TYPE_CHECKING:
-    from tunemath.runner.training import TrainingJob
+__all__ = ["compare_tensors", "first_loss", "identity", "micro_batch", "tensor_hashes"]
 
-__all__ = [
-    "answer_logits",
-    "artefact",
-    "compare_tensors",
-    "difference",
-    "first_loss",
-    "identity",
-    "logit_tolerance",
-    "micro_batch",
-    "tensor_hashes",
-]
-
-_LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
 _SPLIT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 """Rounding alone: bfloat16 keeps 8 bits, and logits are of order 10."""
-
-
-def logit_tolerance(model: Any) -> float:
-    """Return by how much any logit of two equal models may differ in the model's precision."""
-    return _LOGIT_TOLERANCE[model.dtype]
 
 
 def tensor_hashes(model: nn.Module) -> dict[str, tuple[bool, str]]:
@@ -80,36 +53,32 @@ def compare_tensors(
     }
 
 
-@torch.inference_mode()
-def answer_logits(model: Any, rows: Sequence[Row], pad: int) -> torch.Tensor:
-    """Return the logits at every position that predicts a supervised token, (N, V), float32."""
-    inputs = {key: value.to(model.device) for key, value in collate(rows, pad).items()}
-    _, counts = shift_targets(inputs["labels"])
-    out = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-    return out[:, :-1][counts].float()
-
-
-def identity(model: Any, rows: Sequence[Row], pad: int) -> dict[str, Any]:
+def identity(base: torch.Tensor, model: Any, rows: Sequence[Row]) -> dict[str, Any]:
     """Measure how far the fresh update moves the logits, and whether it moves any by its nature.
 
-    LoRA starts at B = 0, an adapter at W_up = 0, so not at all; a prefix or prompt is there from
-    the start. The KL is KL(tuned ‖ base), the mean over positions in nats.
+    ``base`` are the base's `answer_logits`, taken before the update was attached. LoRA starts at
+    B = 0, an adapter at W_up = 0, so none may move; a prefix or prompt is there from the start. The
+    KL is KL(tuned ‖ base), the mean over positions in nats. ``switched_off`` is the largest
+    difference of a logit with the update off, where it can be.
     """
     model.eval()
-    tuned = answer_logits(model, rows, pad)
-    with model.disable_adapter():
-        base = answer_logits(model, rows, pad)
-    return {
-        **difference(base, tuned),
+    found: dict[str, Any] = {
+        **compared(base, answer_logits(model, rows)),
         "moves_by_nature": isinstance(model, VirtualTokens),
-        "positions": len(tuned),
+        "positions": len(base),
     }
+    if not isinstance(model, UnfrozenModel) or model.keeps_base:
+        with model.disable_adapter():
+            off = answer_logits(model, rows)
+        found["switched_off"] = compared(base, off)["max_logit_difference"]
+    return found
 
 
 def micro_batch(trainer: TuneTrainer, examples: Sequence[tuple[Row, ...]]) -> dict[str, Any]:
     """Cut one batch of unlike lengths into one piece and into single examples, through the Trainer.
 
-    Loss and gradient must not depend on the cut. Dropout is off meanwhile.
+    Loss and gradient must not depend on the cut. Dropout is off meanwhile. ``loss`` is that of the
+    whole, in nats.
     """
     whole = [trainer.collated(examples)]
     single = [trainer.collated([example]) for example in examples]
@@ -121,6 +90,7 @@ def micro_batch(trainer: TuneTrainer, examples: Sequence[tuple[Row, ...]]) -> di
         "rows": len(examples),
         "cuts": [len(examples), 1],
         "tolerance": _SPLIT_TOLERANCE[cast(Any, trainer.model).dtype],
+        "loss": loss,
         "loss_difference": abs(cut_loss - loss) / max(abs(loss), 1e-12),
         "gradient_difference": float(
             (cut_gradient - gradient).norm() / gradient.norm().clamp(min=1e-12)
@@ -129,7 +99,7 @@ def micro_batch(trainer: TuneTrainer, examples: Sequence[tuple[Row, ...]]) -> di
 
 
 def first_loss(trainer: TuneTrainer, examples: Sequence[tuple[Row, ...]]) -> float:
-    """Return the loss of the first batch before any step, in nats, dropout off."""
+    """Return the loss of a batch before any step, in nats, dropout off."""
     inputs = trainer.collated(examples)
     with _undisturbed(trainer), torch.no_grad():
         inputs = {key: value.to(trainer.args.device) for key, value in inputs.items()}
@@ -165,54 +135,3 @@ def _undisturbed(trainer: TuneTrainer) -> Iterator[None]:
         torch.set_rng_state(state)
         trainer.step_metrics.clear()
         trainer.witness = witness
-
-
-def artefact(live: Any, job: TrainingJob, rows: Sequence[Row]) -> dict[str, Any]:
-    """Compare the live model's logits with those of each thing that a user may deploy.
-
-    The saved update on a fresh base; where it can be merged, that one merged in memory, and the
-    merged model saved and read back. The largest difference of any logit and the mean KL to the
-    live model are reported, and of the merged model's tensors what they hold of the update.
-    """
-    reference = answer_logits(live, rows, job.pad)
-    device, dtype = live.device, live.dtype
-    reloaded = load_adapter(load_base(job.model, device, dtype), job.adapter)
-    result: dict[str, Any] = {"positions": len(reference), "tolerance": logit_tolerance(live)}
-    result["adapter_vs_reloaded"] = difference(reference, answer_logits(reloaded, rows, job.pad))
-    why = why_not_merged(job.contract.space)
-    if why is not None:
-        return {**result, "not_merged": why}
-    with quiet_libraries():
-        merged = reloaded.merge_and_unload()
-    result["adapter_vs_merged"] = difference(reference, answer_logits(merged, rows, job.pad))
-    folder = job.folder / "merged-probe"
-    try:
-        with storage_errors(folder), quiet_libraries():
-            merged.save_pretrained(folder, safe_serialization=True)
-        again = load_base(replace(job.model, folder=folder), device, dtype)
-        result["adapter_vs_reloaded_merged"] = difference(
-            reference, answer_logits(again, rows, job.pad)
-        )
-        del again
-        result |= _of_product(job, folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return result
-
-
-def _of_product(job: TrainingJob, folder: Path) -> dict[str, Any]:
-    """Hold the merged model's tensors against base and update, as their files give them."""
-    try:
-        found = verify_product(job.model, job.adapter, folder, probe=False)
-    except NamesDiffer as why:
-        return {"weights": {"unmeasured": str(why)}}
-    del found["update"], found["dtype"]
-    return found
-
-
-def difference(reference: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
-    """Return the largest difference of any logit, and the mean KL(other ‖ reference) in nats."""
-    return {
-        "max_logit_difference": float((reference - other).abs().max()),
-        "kl": float(kl_from_logits(other, reference).mean()),
-    }

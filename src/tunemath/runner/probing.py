@@ -17,7 +17,15 @@ from tunemath.objective import kl_from_logits
 from tunemath.runner.mapped import Cast, computing_in_float32
 from tunemath.runner.trainer import Row
 
-__all__ = ["TOLERANCES", "compared", "probe_logits", "probe_rows", "vocabulary_of"]
+__all__ = [
+    "TOLERANCES",
+    "answer_logits",
+    "compared",
+    "probe_logits",
+    "probe_rows",
+    "tolerance_of",
+    "vocabulary_of",
+]
 
 TOLERANCES = {"float32": 1e-3, "float64": 1e-3, "float16": 0.1, "bfloat16": 0.5}
 """By how much any logit of a merged model may differ from the adapter's, by the weights' dtype.
@@ -71,16 +79,26 @@ def probe_logits(model: Any, rows: Sequence[Row], cast: Cast | None = None) -> T
 
     The model runs in float32, whatever it is stored in. N is limited so that few are kept.
     """
-    with computing_in_float32(model, cast), _no_cache(model):
-        found = list(_logits(model, rows))
-    return torch.cat(found)
+    with computing_in_float32(model, cast):
+        return answer_logits(model, rows)
 
 
-def _logits(model: Any, rows: Sequence[Row]) -> Iterator[Tensor]:
+@torch.inference_mode()
+def answer_logits(model: Any, rows: Sequence[Row], most: int = _NUMBERS) -> Tensor:
+    """Return the logits at positions that predict a supervised token, (N, V), float32.
+
+    The model runs where it is and in its own precision. Of each row so many of the first positions
+    are taken that all have about ``most`` logits.
+    """
+    with _no_cache(model):
+        return torch.cat(list(_logits(model, rows, most)))
+
+
+def _logits(model: Any, rows: Sequence[Row], most: int) -> Iterator[Tensor]:
     base = _base_of(model)
     some = "logits_to_keep" in inspect.signature(base.forward).parameters
     vocabulary = vocabulary_of(model)
-    each = max(1, _NUMBERS // vocabulary // max(1, len(rows)))
+    each = max(1, most // vocabulary // max(1, len(rows)))
     # Casting costs once a pass, so as many rows share one as their logits allow.
     widest = max(len(ids) for ids, _ in rows)
     together = max(1, _AT_ONCE // vocabulary // widest)
@@ -91,8 +109,8 @@ def _logits(model: Any, rows: Sequence[Row]) -> Iterator[Tensor]:
             for _, supervised in batch
         ]
         kept = sorted(set().union(*places))
-        ids, mask = _padded([ids for ids, _ in batch])
-        options = {"logits_to_keep": torch.tensor(kept)} if some else {}
+        ids, mask = (each.to(model.device) for each in _padded([ids for ids, _ in batch]))
+        options = {"logits_to_keep": torch.tensor(kept, device=model.device)} if some else {}
         logits = model(input_ids=ids, attention_mask=mask, **options).logits
         for row, wanted in enumerate(places):
             yield logits[row, [kept.index(p) if some else p for p in wanted]].float()
@@ -125,6 +143,11 @@ def _no_cache(model: Any) -> Iterator[None]:
         yield
     finally:
         config.use_cache = had
+
+
+def tolerance_of(model: Any) -> float:
+    """Return by how much any logit of two equal models may differ in the model's precision."""
+    return TOLERANCES[str(model.dtype).removeprefix("torch.")]
 
 
 def compared(reference: Tensor, other: Tensor) -> dict[str, float]:

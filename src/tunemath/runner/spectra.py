@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from tunemath.runner.models import load_adapter, load_base, why_not_merged
+from tunemath.runner.mapped import read_mapped
+from tunemath.runner.models import load_base, load_trained, why_not_merged
 from tunemath.runner.quiet import quiet_libraries
 from tunemath.runner.resolve import ResolvedModel
+from tunemath.runner.updates import read_update
 from tunemath.space import LoraSpace, UpdateSpace, lora_factors
 from tunemath.space.weights.differences import Difference
+from tunemath.space.weights.recipe import NamesDiffer, Recipe, parts_of
 from tunemath.space.weights.spectra import SpectrumSettings, weight_spectra
 from tunemath.space.weights.summary import summarise
 
@@ -44,12 +47,15 @@ def adapter_spectrum(model: ResolvedModel, adapter: Path) -> dict[str, Any]:
 
 
 def dense_spectrum(model: ResolvedModel, folder: Path) -> dict[str, Any]:
-    """Return the spectra of all weights of two dimensions that differ from the base's."""
-    device, dtype = torch.device("cpu"), torch.float32
-    base = load_base(model, device, dtype)
-    with quiet_libraries():
-        tuned = load_adapter(load_base(model, device, dtype), folder).merge_and_unload()
-    return _product(_changed(base, tuned))
+    """Return the spectra of all weights of two dimensions that differ from the base's.
+
+    They are read a tensor at a time, where the files name them as the model does.
+    """
+    try:
+        recipe = read_update(model, folder).recipe
+    except NamesDiffer:
+        return _product(_of_models(model, folder))
+    return _product(_of_tensors(recipe))
 
 
 def _product(differences: Iterable[Difference]) -> dict[str, Any]:
@@ -59,12 +65,28 @@ def _product(differences: Iterable[Difference]) -> dict[str, Any]:
     return {"modules": rows, "summary": summarise(rows)}
 
 
-def _changed(base: Any, tuned: Any) -> Iterator[Difference]:
-    """Yield each matrix that changed."""
+def _of_tensors(recipe: Recipe) -> Iterator[Difference]:
+    """Yield each matrix that changed, as the files give it."""
+    for name, (_, change, shape) in recipe.changed():
+        if len(shape) == 2 and change is not None:
+            parts = [(before, after) for before, after, _ in parts_of(recipe, name)]
+            before, after = (torch.cat(each) for each in zip(*parts, strict=True))
+            if not torch.equal(before, after):
+                yield Difference(change.module, before, after)
+
+
+def _of_models(model: ResolvedModel, folder: Path) -> Iterator[Difference]:
+    """Yield each matrix that changed; the base's are mapped from its files."""
+    tuned = load_trained(model, folder, torch.device("cpu"), torch.float32)
+    if hasattr(tuned, "merge_and_unload"):
+        with quiet_libraries():
+            tuned = tuned.merge_and_unload()
     after = dict(tuned.named_parameters())
+    base = read_mapped(model.folder, model.id, model.trust_remote_code)
     for name, weight in base.named_parameters():
-        if weight.dim() == 2 and not torch.equal(weight, after[name]):
-            yield Difference(name.removesuffix(".weight"), weight.detach(), after[name].detach())
+        before = weight.detach().float()
+        if weight.dim() == 2 and not torch.equal(before, after[name]):
+            yield Difference(name.removesuffix(".weight"), before, after[name].detach())
 
 
 class _Weights:

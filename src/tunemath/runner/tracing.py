@@ -31,6 +31,7 @@ from tunemath.runner.blueprints import build_from_config
 from tunemath.runner.cache import keep, recall
 from tunemath.runner.models import attach_adapter
 from tunemath.runner.quiet import quiet_libraries
+from tunemath.runner.unfrozen import UnfrozenModel
 from tunemath.space import UpdateSpace
 from tunemath.storage import canonical_json, hash_bytes
 
@@ -174,6 +175,8 @@ def _traced(model: Any, rows: int, tokens: int, checkpointing: bool) -> Passes:
             gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": False}
         )
     model.train()
+    if isinstance(model, UnfrozenModel):
+        model.keep_base()
     ids = torch.zeros((rows, tokens), dtype=torch.long)
     with Storages() as storages:
         storages.own(model)

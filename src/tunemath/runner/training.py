@@ -18,11 +18,13 @@ from tunemath.contract import FineTune
 from tunemath.errors import RunError
 from tunemath.mask import row_hash
 from tunemath.runner import probes
+from tunemath.runner.artefact import Probe
 from tunemath.runner.checkpoints import SealCheckpoints, latest_checkpoint
 from tunemath.runner.launchers import without_launcher
 from tunemath.runner.models import attach_adapter, choose_device, load_base, trainable_counts
 from tunemath.runner.portable import make_portable
 from tunemath.runner.prefixes import VirtualTokens
+from tunemath.runner.probing import answer_logits
 from tunemath.runner.progress import Progress
 from tunemath.runner.quiet import quiet_libraries
 from tunemath.runner.resolve import ResolvedModel
@@ -34,7 +36,6 @@ from tunemath.storage import storage_errors
 
 __all__ = ["TrainingJob", "train_adapter"]
 
-_PROBE_ROWS = 8
 _COMMON = 0.1
 """The share of answers that end with a token, from which on it is one that ends answers."""
 
@@ -56,19 +57,26 @@ class TrainingJob:
     """Checkpoints live here until training is complete."""
     adapter: Path
     """Where the trained adapter, or the trained weights, appear, whole."""
+    probes: Sequence[tuple[Row, ...]]
+    """Examples of unlike length that models are compared on."""
+    probe: Path
+    """Where the trained model's logits on a few rows are kept."""
 
 
-def train_adapter(job: TrainingJob, progress: Progress) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Train, save the update, and return the evidence: ``training.json`` and ``artefact.json``.
+def train_adapter(job: TrainingJob, progress: Progress) -> dict[str, Any]:
+    """Train, save the update and the probe, and return the evidence, ``training.json``.
 
     Killed at any point, the same call goes on from the last whole checkpoint and ends with the
     same numbers.
     """
     started = time.perf_counter()
     device, dtype = choose_device(job.contract.space)
-    model = attach_adapter(
-        load_base(job.model, device, dtype), job.contract.space, job.contract.seed
-    )
+    rows = [row for example in job.probes for row in example]
+    base = load_base(job.model, device, dtype)
+    base_logits = answer_logits(base, rows)
+    model = attach_adapter(base, job.contract.space, job.contract.seed)
+    if isinstance(model, UnfrozenModel) and job.contract.objective.kind == "dpo":
+        model.keep_base()  # the reference
     witness = Witness([row_hash(*row) for example in job.examples for row in example])
     checkpoint = latest_checkpoint(job.folder)
     resumed_at = []
@@ -85,12 +93,11 @@ def train_adapter(job: TrainingJob, progress: Progress) -> tuple[dict[str, Any],
         "devices": torch.cuda.device_count() if device.type == "cuda" else 1,
         "dtype": str(model.dtype).removeprefix("torch."),
         "trainable": {"planned": job.trainable, **trainable_counts(model)},
-        "identity": probes.identity(model, _probe_rows(job), job.pad),
-        "micro_batch": probes.micro_batch(trainer, _probe_examples(job)),
-        **_first_losses(trainer, model, _first_batch(job)),
+        "identity": probes.identity(base_logits, model, rows),
+        "micro_batch": probes.micro_batch(trainer, job.probes),
     }
-    if isinstance(model, UnfrozenModel) and job.contract.objective.kind != "dpo":
-        model.forget_base()  # its only use was the probe above
+    evidence |= _first_losses(trainer, model, job.probes, evidence["micro_batch"]["loss"])
+    del base, base_logits
     with quiet_libraries(), without_launcher(), storage_errors(job.folder):
         trainer.train(resume_from_checkpoint=str(checkpoint[0]) if checkpoint else None)
     evidence |= _outcome(job, trainer, witness)
@@ -98,24 +105,24 @@ def train_adapter(job: TrainingJob, progress: Progress) -> tuple[dict[str, Any],
     evidence["tensors"] = probes.compare_tensors(before, probes.tensor_hashes(model))
     model.eval()
     _save(model, job)
-    artefact = probes.artefact(model, job, _probe_rows(job))
+    Probe.of(model, rows).write(job.probe)
     evidence["seconds"] = time.perf_counter() - started
-    return evidence, artefact
+    return evidence
 
 
 def _first_losses(
-    trainer: TuneTrainer, model: Any, batch: list[tuple[Row, ...]]
+    trainer: TuneTrainer, model: Any, examples: Sequence[tuple[Row, ...]], loss: float
 ) -> dict[str, float]:
     """Return the loss before the first step as the objective foretells it, and as it is.
 
-    DPO starts at ln 2 where policy and reference are one model. Virtual tokens make them two from
-    the start, so the first figure is theirs switched off.
+    ``loss`` is that of the examples. DPO starts at ln 2 where policy and reference are one model.
+    Virtual tokens make them two from the start, so the first figure is theirs switched off.
     """
     if not isinstance(model, VirtualTokens):
-        return {"step0_loss": probes.first_loss(trainer, batch)}
-    moved = probes.first_loss(trainer, batch)
+        return {"step0_loss": loss}
     with model.disable_adapter():
-        return {"step0_loss": probes.first_loss(trainer, batch), "step0_loss_moved": moved}
+        off = probes.first_loss(trainer, examples)
+    return {"step0_loss": off, "step0_loss_moved": loss}
 
 
 def _trainer(
@@ -213,23 +220,6 @@ def _outcome(job: TrainingJob, trainer: TuneTrainer, witness: Witness) -> dict[s
         },
         "supervised_tokens": witness.supervised_tokens,
     }
-
-
-def _probe_examples(job: TrainingJob) -> list[tuple[Row, ...]]:
-    """Return a few examples of unlike length: the shortest, the longest, and some between."""
-    by_length = sorted(range(len(job.examples)), key=lambda i: (len(job.examples[i][0][0]), i))
-    count = min(_PROBE_ROWS, len(by_length))
-    places = {round(k * (len(by_length) - 1) / max(1, count - 1)) for k in range(count)}
-    return [job.examples[by_length[place]] for place in sorted(places)]
-
-
-def _probe_rows(job: TrainingJob) -> list[Row]:
-    return [row for example in _probe_examples(job) for row in example]
-
-
-def _first_batch(job: TrainingJob) -> list[tuple[Row, ...]]:
-    budget = job.contract.budget
-    return [job.examples[i] for i in job.order[: budget.micro_batch_size or budget.batch_size]]
 
 
 def _save(model: Any, job: TrainingJob) -> None:

@@ -17,24 +17,35 @@ __all__ = ["UnfrozenModel"]
 
 
 class UnfrozenModel(TunedModel):
-    """A model some of whose own weights are trained, with a frozen copy of these as they were.
+    """A model some of whose own weights are trained.
 
-    The copy is the reference of DPO and of KL(tuned ‖ base). Half precision loses small steps, so
-    the model is held in float32.
+    Where it is asked to, it keeps a frozen copy of these as they were: the reference of DPO and of
+    KL(tuned ‖ base). Half precision loses small steps, so the model is held in float32.
     """
 
     def __init__(self, base: Any, space: UnfreezeSpace | LastLayersSpace) -> None:
         super().__init__(base.float(), space)
         chosen = change_of(blueprint_of(base), space).unfrozen
         base.requires_grad_(False)
-        copies: dict[nn.Parameter, nn.Parameter] = {}
         for name, parameter in base.named_parameters(remove_duplicate=False):
-            if name in chosen and parameter not in copies:
+            if name in chosen:
                 parameter.requires_grad_(True)
-                copies[parameter] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
-        self._places: list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]] | None = [
-            (module, key, parameter, copies[parameter])
-            for module in base.modules()
+        self._places: list[tuple[nn.Module, str, nn.Parameter]] = []
+
+    @property
+    def keeps_base(self) -> bool:
+        """Whether there is a copy of the base's weights, so that the update can be switched off."""
+        return bool(self._places)
+
+    def keep_base(self) -> None:
+        """Copy the weights that are trained as they are now."""
+        copies = {
+            parameter: nn.Parameter(parameter.detach().clone(), requires_grad=False)
+            for parameter in self.trained().values()
+        }
+        self._places = [
+            (module, key, copies[parameter])
+            for module in self.base_model.modules()
             for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
             if parameter in copies
         ]
@@ -42,20 +53,16 @@ class UnfrozenModel(TunedModel):
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Let the model be the base inside: other tensors take the trained ones' places."""
-        if self._places is None:
-            raise RunError("the base's own weights were let go; load the model again")
-        inside = [getattr(module, key) for module, key, _, _ in self._places]
-        for module, key, _, copy in self._places:
+        if not self.keeps_base:
+            raise RunError("no copy of the base's own weights was kept; load the base beside it")
+        inside = [getattr(module, key) for module, key, _ in self._places]
+        for module, key, copy in self._places:
             setattr(module, key, copy)
         try:
             yield
         finally:
-            for (module, key, _, _), parameter in zip(self._places, inside, strict=True):
+            for (module, key, _), parameter in zip(self._places, inside, strict=True):
                 setattr(module, key, parameter)
-
-    def forget_base(self) -> None:
-        """Free the copy of the base's weights; the model can't be switched off any more."""
-        self._places = None
 
     def merge_and_unload(self) -> Any:
         """Return the model itself: its weights are the tuned ones."""

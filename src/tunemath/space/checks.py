@@ -70,8 +70,19 @@ def _trainable_count(evidence: Evidence) -> Outcome:
 
 
 def _step0_identity(evidence: Evidence) -> Outcome:
-    """An update at initialisation moves no logit; of a prefix or prompt it is said how far."""
+    """An update at initialisation moves no logit; of a prefix or prompt it is said how far.
+
+    Switched off, the model is the base as it was loaded.
+    """
     probe = evidence["training"]["identity"]
+    off = probe.get("switched_off", 0.0)
+    if not off <= _STILL:
+        return Outcome(
+            Status.FAIL,
+            f"switched off, the update leaves the base with a logit {off:.2g} from where it was",
+            f"at most {_STILL:g}",
+            action="the initialisation changes the base; start the last factor at 0",
+        )
     if probe.get("moves_by_nature"):
         return Outcome(
             Status.PASS if math.isfinite(probe["kl"]) else Status.FAIL,
