@@ -182,6 +182,12 @@ def dpo_run(shared_job: Path) -> Run:
     return _finish(shared_job, *(text.format(folder=shared_job.parent) for text in DPO))
 
 
+@pytest.fixture(scope="session")
+def good(sft_run: Run, dpo_run: Run) -> dict[str, dict]:
+    """The evidence of the two finished runs. Copy it before changing anything in it."""
+    return {"sft": sft_run.evidence(), "dpo": dpo_run.evidence()}
+
+
 @pytest.fixture
 def copied(tmp_path: Path) -> Callable[[Run], Path]:
     """Copy a finished run, times and all; return the folder of the copy's runs."""
