@@ -36,9 +36,9 @@ def refuse_altered(folder: Path, anew: bool = True) -> None:
             continue
         for name, what in altered(place.parent, own, known, anew).items():
             raise RunError(
-                f"{place.parent / name} {what} after train was recorded in {MANIFEST}, so these are "
-                "not the weights that were measured; put back what was there, or train again with "
-                "--fresh"
+                f"{place.parent / name} {what} after train was recorded in {MANIFEST}, so these "
+                "are not the weights that were measured; put back what was there, or train again "
+                "with --fresh"
             )
 
 
@@ -58,7 +58,7 @@ def altered(
             found[name] = "is missing"
         elif file_hash(path, anew) != sha:
             found[name] = "changed"
-    for folder in {Path(name).parent for name in products if name.endswith(_WEIGHTS)}:
+    for folder in sorted({Path(name).parts[0] for name in products} & {*UPDATES}):
         allowed = CARRIED if f"{folder}/config.json" in products else ()
         for path in sorted((run / folder).iterdir()) if (run / folder).is_dir() else ():
             name = path.relative_to(run).as_posix()
