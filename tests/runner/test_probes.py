@@ -9,6 +9,7 @@ import pytest
 import torch
 from small_models import PAD, log_softmax_of, make_llama, make_rows, with_adapter
 
+import tolerance
 from tunemath.contract import ModelChoice
 from tunemath.runner import probes
 from tunemath.runner.models import attach_adapter, load_base
@@ -127,9 +128,15 @@ def test_the_forms_of_a_sound_adapter_are_one_model(trained):
     found = probes.artefact(live, job, ROWS)
     assert found["positions"] == sum(sum(supervised) for _, supervised in ROWS)
     for form in FORMS:
-        assert found[form]["max_logit_difference"] < 1e-4
+        assert found[form]["max_logit_difference"] < _bound(live)
         assert abs(found[form]["kl"]) < 1e-6
     assert not (job.folder / "merged-probe").exists()
+
+
+def _bound(model) -> float:
+    """Of the tiny model's logits on the rows: two layers, no inner width above its config's."""
+    found = probes.answer_logits(model, ROWS, 2)
+    return tolerance.network(found, layers=2, width=model.config.intermediate_size)
 
 
 def rescale(adapter: Path) -> None:
