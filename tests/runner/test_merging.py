@@ -99,8 +99,8 @@ def test_other_tuners_go_through_peft_a_layer_at_a_time(tmp_path, case):
     assert proof["computed"] != "from the update's files"
     expected = logits(live(tmp_path / "base", tmp_path / "adapter"))
     assert (expected - logits(load(tmp_path / "base"))).abs().max() > 1e-2
-    # Some add up bases of random numbers that nearly cancel: as if 8 times the logits' size.
-    atol = 8 * logit_bound(expected)
+    # RandLoRA adds up large random bases that nearly cancel: the size of its terms counts.
+    atol = (32 if case == "randlora" else 4) * logit_bound(expected)
     torch.testing.assert_close(logits(load(tmp_path / "out")), expected, rtol=0, atol=atol)
     assert not proof["weights"]["differing"]
 
