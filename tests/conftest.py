@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import hypothesis
@@ -26,13 +28,16 @@ CHATML = (
 )
 WORDS = ("red", "green", "blue", "black", "white", "pink", "gray", "brown")
 
-hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+hypothesis.settings.register_profile(  # a busy machine is no failure
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("untimed")
 
 
 # Of the eleven families on which every tuner is held against PEFT, those that are unlike the rest:
 # the others are slow tests.
 TELLING = ("llama", "qwen3_moe", "gpt2", "t5", "bert", "vit")
+_COMPARES = re.compile(r"\b(approx|assert_close|assert_allclose|allclose|isclose|tolerance)\b")
 SLOW_SECONDS = 3600
 """How long a slow test may take; the limit of all others is in pyproject.toml."""
 
@@ -46,6 +51,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
+        if "tests" in item.path.parts and _compares_numbers(item.path):
+            item.add_marker(pytest.mark.numeric)
+
+
+@cache
+def _compares_numbers(path: Path) -> bool:
+    """Return whether a test file compares within a tolerance, by what it calls."""
+    return bool(_COMPARES.search(path.read_text("utf-8")))
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import nbformat
 import pytest
 
+from processes import LIMIT
 from tunemath.course.book import exercise, exercises
 from tunemath.course.grading import run
 from tunemath.course.notebook import build, check, draw, hint, write_notebooks
@@ -20,7 +21,7 @@ def functions_of(each, source):
 def executed(notebook):
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
-    return nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    return nbclient.NotebookClient(notebook, timeout=LIMIT, kernel_name="python3").execute()
 
 
 def outputs(notebook) -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from processes import joined
+from processes import LIMIT, joined
 from tunemath.course.web.server import CourseServer
 from tunemath.course.workspace import Workspace
 
@@ -43,7 +43,7 @@ class Client:
     def send(self, method: str, path: str, body: bytes | None = None, **changed: str | None) -> Any:
         """Return status, headers and body; a header that is given as None is left out."""
         named = {name.replace("_", "-"): value for name, value in changed.items()}
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.server_port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.server_port, timeout=LIMIT)
         connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
         length = {"Content-Length": str(len(body))} if body is not None else {}
         for name, value in {**self.headers, **length, **named}.items():

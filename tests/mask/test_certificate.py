@@ -97,7 +97,8 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.
     ],
 )
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(turns=st.lists(TEXT, min_size=2, max_size=6).filter(lambda turns: len(turns) % 2 == 0))
 def test_any_text_has_a_right_mask(model, data, name, end, kind, turns):

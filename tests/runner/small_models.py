@@ -17,6 +17,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
+import tolerance
 from tunemath.runner.quiet import quiet_libraries
 
 VOCAB, PAD = 61, 0
@@ -33,6 +34,17 @@ SMALL = {
     "eos_token_id": 2,
 }
 Row = tuple[list[int], list[bool]]
+
+
+def logit_bound(values: torch.Tensor, dtype: torch.dtype = torch.float32) -> float:
+    """Return by how much logits that one of these models computes in two ways may differ."""
+    layers, width = SMALL["num_hidden_layers"], SMALL["intermediate_size"]
+    return tolerance.network(values, layers=layers, width=width, dtype=dtype)
+
+
+def assert_equal_logits(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Two models are one but for the rounding of float32."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=logit_bound(expected))
 
 
 def make_llama(dtype: torch.dtype = torch.float64) -> LlamaForCausalLM:

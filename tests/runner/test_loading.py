@@ -14,7 +14,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_models import make_llama
+from small_models import assert_equal_logits, make_llama
 
 from tunemath.contract import ModelChoice
 from tunemath.errors import ModelError, TunemathError
@@ -240,7 +240,7 @@ def test_prompts_that_peft_saved_run_as_in_peft(kind, tmp_path):
     moved = (expected - base()(input_ids=IDS).logits).abs().max()
     assert moved > 1e-2
     found = load_adapter(copy.deepcopy(base()), tmp_path)(input_ids=IDS).logits
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert_equal_logits(found, expected)
 
 
 @pytest.mark.parametrize(

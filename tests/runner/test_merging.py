@@ -10,7 +10,9 @@ import pytest
 import torch
 from merged_models import live, load, logits, resolved, save_adapter, save_base
 from safetensors.torch import load_file, save_file
+from small_models import assert_equal_logits, logit_bound
 
+import tolerance
 from processes import finished
 from tunemath.errors import ModelError, RunError
 from tunemath.runner.merging import MergeOptions, merge_update
@@ -50,8 +52,10 @@ def test_lora_from_its_files_gives_pefts_logits_and_tensors(tmp_path, case):
     tuned = live(tmp_path / "base", tmp_path / "adapter")
     expected = logits(tuned)
     assert (expected - logits(load(tmp_path / "base"))).abs().max() > 0.1  # so it could fail
-    torch.testing.assert_close(logits(load(tmp_path / "out")), expected, rtol=0, atol=2e-5)
-    assert proof["adapter_vs_reloaded_merged"]["max_logit_difference"] < 2e-5
+    assert_equal_logits(logits(load(tmp_path / "out")), expected)
+    # The built-in prompts go to other ids, where the logits are of the same size.
+    far = 4 * logit_bound(expected)
+    assert proof["adapter_vs_reloaded_merged"]["max_logit_difference"] < far
     if case not in ("tied-tokens", "conv1d"):  # PEFT moves a tied head along when it merges
         theirs = tuned.merge_and_unload().state_dict()
         ours = load(tmp_path / "out").state_dict()
@@ -95,7 +99,9 @@ def test_other_tuners_go_through_peft_a_layer_at_a_time(tmp_path, case):
     assert proof["computed"] != "from the update's files"
     expected = logits(live(tmp_path / "base", tmp_path / "adapter"))
     assert (expected - logits(load(tmp_path / "base"))).abs().max() > 1e-2
-    torch.testing.assert_close(logits(load(tmp_path / "out")), expected, rtol=0, atol=1e-3)
+    # RandLoRA adds up large random bases that nearly cancel: the size of its terms counts.
+    atol = (32 if case == "randlora" else 4) * logit_bound(expected)
+    torch.testing.assert_close(logits(load(tmp_path / "out")), expected, rtol=0, atol=atol)
     assert not proof["weights"]["differing"]
 
 
@@ -104,11 +110,15 @@ def test_each_tensor_is_rounded_once_from_float32(tmp_path, dtype):
     merged(tmp_path, "llama", ALL, dtype=dtype)
     adapter = load_file(tmp_path / "adapter/adapter_model.safetensors")
     name = "model.layers.0.self_attn.q_proj"
-    a, b = (adapter[f"base_model.model.{name}.lora_{x}.weight"].double() for x in "AB")
-    whole = load_file(tmp_path / "base/model.safetensors")[f"{name}.weight"].double() + 2 * b @ a
+    a, b = (adapter[f"base_model.model.{name}.lora_{x}.weight"] for x in "AB")
+    base = load_file(tmp_path / "base/model.safetensors")[f"{name}.weight"].double()
+    whole = base + 2 * b.double() @ a.double()
     found = load_file(tmp_path / "out/model.safetensors")
     kind = getattr(torch, dtype or "float32")
-    torch.testing.assert_close(found[f"{name}.weight"], whole.to(kind), rtol=2e-7, atol=1e-7)
+    # W + 2 B A in float32, then half a step of the dtype; a second rounding would be another half.
+    summed = 2 * tolerance.product(b, a) + 2 * tolerance.rounded(whole, torch.float32)
+    off = (found[f"{name}.weight"].double() - whole).abs()
+    assert (off <= summed + tolerance.rounded(whole.abs() + summed, kind)).all()
     assert {tensor.dtype for tensor in found.values()} == {kind}
     said = json.loads((tmp_path / "out/config.json").read_text())["dtype"]
     assert said == str(kind).removeprefix("torch.")
@@ -124,7 +134,7 @@ def test_a_tied_pair_of_which_one_moves_is_untied_and_both_are_written(tmp_path,
     found = Weights(tmp_path / "out").tensors
     assert {"lm_head.weight", "model.embed_tokens.weight"} <= found.keys()
     expected = logits(live(tmp_path / "base", tmp_path / "adapter"))
-    torch.testing.assert_close(logits(load(tmp_path / "out")), expected, rtol=0, atol=2e-5)
+    assert_equal_logits(logits(load(tmp_path / "out")), expected)
 
 
 def test_a_tied_pair_that_moves_alike_stays_tied(tmp_path):
@@ -178,7 +188,7 @@ def test_a_kill_in_the_middle_leaves_no_product_and_the_next_one_is_whole(tmp_pa
     assert not (tmp_path / "out").exists()
     merge_update(resolved(folders[0]), folders[1], folders[2], MergeOptions())
     expected = logits(live(folders[0], folders[1]))
-    torch.testing.assert_close(logits(load(folders[2])), expected, rtol=0, atol=2e-5)
+    assert_equal_logits(logits(load(folders[2])), expected)
     left = {path.name for path in tmp_path.iterdir() if path.is_dir()}
     assert left == {"base", "adapter", "out"}
 

@@ -6,6 +6,7 @@ import pytest
 import scipy.linalg
 import torch
 
+import tolerance
 from tunemath.errors import ShapeError
 from tunemath.space import principal_angles, subspace_overlap
 
@@ -19,7 +20,7 @@ def test_the_angles_are_scipys(make, p, q):
     a, b = RNG.normal(size=(9, p)), RNG.normal(size=(9, q))
     expected = np.sort(scipy.linalg.subspace_angles(a, b))
     got = np.asarray(principal_angles(make(a), make(b)))
-    np.testing.assert_allclose(got, expected, atol=1e-14)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=2 * tolerance.subspace(a, b))
     share = float(subspace_overlap(make(a), make(b)))
     assert share == pytest.approx(float(np.mean(np.cos(expected) ** 2)), rel=1e-12)
 
@@ -31,7 +32,8 @@ def test_an_angle_is_found_to_its_last_digits(angle):
     turned = np.cos(angle) * q[:, 2] + np.sin(angle) * q[:, 3]
     mixed = np.stack([q[:, 0], q[:, 1], turned], axis=1) @ RNG.normal(size=(3, 3))
     found = principal_angles(q[:, :3], mixed)
-    np.testing.assert_allclose(found, [0, 0, angle], rtol=1e-9, atol=2e-14)
+    atol = tolerance.subspace(q[:, :3], mixed)
+    np.testing.assert_allclose(found, [0, 0, angle], rtol=0, atol=atol)
 
 
 def test_what_random_subspaces_share():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import tolerance
 from tunemath.errors import ShapeError
 from tunemath.space import low_rank
 
@@ -36,8 +37,10 @@ def test_the_error_is_what_eckart_and_young_say(make, shape):
     for rank in range(1, 5):
         fit = low_rank(make(matrix), rank)
         expected = np.sqrt((values[rank:] ** 2).sum() / (values**2).sum())
-        assert fit.relative_error == pytest.approx(expected, abs=1e-14)
-        assert fit.bound == pytest.approx(expected, abs=1e-13)
+        # The decomposition, its product and the difference from M, of M's own norm.
+        rounding = 16 * tolerance.decomposition(matrix) / np.linalg.norm(matrix)
+        assert fit.relative_error == pytest.approx(expected, abs=rounding)
+        assert fit.bound == pytest.approx(expected, abs=10 * rounding)
         np.testing.assert_allclose(np.asarray(fit.singular_values), values[:rank], rtol=1e-12)
         assert tuple(fit.left.shape) == (shape[0], rank)
         assert tuple(fit.right.shape) == (rank, shape[1])
@@ -65,7 +68,7 @@ def test_the_bound_holds_whatever_the_spectrum(spectrum, dtype):
         exact = matrix.astype(np.float64)
         off = np.linalg.norm(exact - fit.left.astype(np.float64) @ fit.right.astype(np.float64))
         error = off / np.linalg.norm(exact)
-        assert error <= fit.bound
+        assert error <= fit.bound + 16 * tolerance.eps(np.float64)  # of the line above
         assert fit.bound <= error * 1.001 + 3e-3 * np.sqrt(np.finfo(dtype).eps / 1.2e-7)
 
 

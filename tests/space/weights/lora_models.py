@@ -4,6 +4,8 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 
+import tolerance
+
 
 def model():
     torch.manual_seed(0)
@@ -25,6 +27,22 @@ def adapter(path, seed=1, **settings):
                 parameter.copy_(0.2 * torch.randn_like(parameter))
     peft.save_pretrained(path, save_embedding_layers=False)
     return path
+
+
+def assert_same_update(found, expected):
+    """Two updates are one but for a float32 decomposition, whose factors are multiplied again."""
+    atol = 2 * tolerance.decomposition(expected, torch.float32)
+    torch.testing.assert_close(found.double(), expected.double(), rtol=0, atol=atol)
+
+
+def assert_nearest(found, matrix, rank):
+    """An update is the nearest of its rank to a matrix, as a float32 decomposition gives it."""
+    u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)
+    best = (u[:, :rank] * s[:rank]) @ v[:rank]
+    error = 2 * tolerance.decomposition(matrix, torch.float32)
+    atol = tolerance.cut(matrix, rank, error)
+    torch.testing.assert_close(found.double(), best, rtol=0, atol=atol)
+    return best
 
 
 def deltas(path):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lora_models import adapter, deltas, model
+from lora_models import adapter, assert_nearest, assert_same_update, deltas, model
 from peft import PeftModel
 
 from tunemath.errors import ContractError, ModelError
@@ -31,7 +31,7 @@ def test_a_sum_is_exact_whatever_each_adapter_targets(pair):
         expected = torch.zeros_like(delta)
         for weight, part in ((0.7, one), (-0.4, two)):
             expected = expected + 1.5 * weight * part.get(name, torch.zeros_like(delta))
-        torch.testing.assert_close(delta, expected, rtol=0, atol=2e-6)
+        assert_same_update(delta, expected)
     ranks = {cut.name.rpartition(".")[2]: cut.rank for cut in found.cuts}
     assert ranks == {"q_proj": 16, "down_proj": 8, "v_proj": 3}
     assert found.relative_error == 0
@@ -68,9 +68,7 @@ def test_a_cut_sum_is_the_best_of_its_rank(pair):
         name = next(each for each in both if each.endswith(cut.name))
         zero = torch.zeros_like(both[name])
         mean = (one.get(name, zero) + 3 * two.get(name, zero)).double() / 4
-        u, s, v = torch.linalg.svd(mean, full_matrices=False)
-        best = (u[:, :4] * s[:4]) @ v[:4]
-        torch.testing.assert_close(both[name].double(), best, rtol=0, atol=2e-6)
+        best = assert_nearest(both[name], mean, 4)
         assert cut.relative_error == pytest.approx(
             float((mean - best).norm() / mean.norm()), 1e-4, 1e-6
         )
@@ -87,7 +85,7 @@ def test_slerp_follows_the_angle_between_two_updates(tmp_path):
         x, y = one[name].double(), two[name].double()
         angle = torch.acos((x * y).sum() / x.norm() / y.norm())
         expected = (torch.sin(0.6 * angle) * x + torch.sin(0.4 * angle) * y) / torch.sin(angle)
-        torch.testing.assert_close(delta.double(), expected, rtol=0, atol=2e-6)
+        assert_same_update(delta, expected)
 
 
 def test_dare_at_density_one_is_the_sum(pair):
@@ -97,7 +95,7 @@ def test_dare_at_density_one_is_the_sum(pair):
     for name, delta in both.items():
         zero = torch.zeros_like(delta)
         expected = one.get(name, zero) + 2 * two.get(name, zero)
-        torch.testing.assert_close(delta, expected, rtol=0, atol=1e-5)
+        assert_same_update(delta, expected)
 
 
 def test_more_than_factors_and_other_shapes_are_refused(pair):
