@@ -29,7 +29,6 @@ import hashlib
 import multiprocessing
 import os
 import queue
-import re
 import resource
 import shutil
 import signal
@@ -68,9 +67,13 @@ ALSO = {
 }
 SECONDS = 180  # of processor time for one mutant: many times what its tests take
 HEAVY = ("numpy", "scipy.stats", "torch", "transformers", "peft", "matplotlib.pyplot", "pytest")
-ORDER, ARITHMETIC = ("Eq", "NotEq", "Lt", "LtE", "Gt", "GtE"), ("Add", "Sub", "Mul", "Div")
-ALIKE = (ORDER, ("Is", "IsNot"), (*ARITHMETIC, "FloorDiv", "Mod", "Pow"),
-         ("BitOr", "BitAnd", "BitXor"))  # fmt: skip
+ALIKE = tuple(
+    frozenset(words.split())
+    for words in (
+        "Eq NotEq Lt LtE Gt GtE", "Is IsNot", "Add Sub Mul Div FloorDiv Mod Pow",
+        "BitOr BitAnd BitXor",
+    )
+)  # fmt: skip
 
 
 class WholeNumber(NumberReplacer):
@@ -107,7 +110,7 @@ def operators() -> dict[str, Operator]:
     for name in operator_names():
         kind, *pair = name.removeprefix("core/").split("_")
         if kind.endswith(("BinaryOperator", "ComparisonOperator")):
-            if not any(set(pair) <= set(group) for group in ALIKE):
+            if not any(group.issuperset(pair) for group in ALIKE):
                 continue  # `a < b` to `a is b` says nothing of a test
         elif kind in ("NumberReplacer", "RemoveDecorator") or get_operator(name).arguments():
             continue
@@ -244,23 +247,33 @@ class Bench:
             self._free.put(copy_tree(folder / f"tree-{index}"))
 
     def test(self, tests: Sequence[str]) -> tuple[int, str]:
-        """Run tests on a tree as it is; return pytest's exit code and the end of its words."""
+        """Run tests on a tree as it is; return pytest's exit code and the end of its output."""
         tree = self._free.get()
         try:
             return self._fork(tree, tests, seconds=0)
         finally:
             self._free.put(tree)
 
-    def test_with(self, path: Path, text: str) -> tuple[int, str]:
-        """Do the same with another text in one file; a signal's number is negative."""
+    def judge(self, item: WorkItem) -> WorkResult:
+        """Plant one fault, run the nearest tests, and return what became of it."""
+        (spec,) = item.mutations
         tree = self._free.get()
-        kept = (tree / path).read_text("utf-8")
+        file = tree / spec.module_path
+        source = file.read_text("utf-8")
         try:
-            (tree / path).write_text(text, encoding="utf-8")
-            return self._fork(tree, nearest(path), SECONDS)
+            text = mutate_code(source, operators()[spec.operator_name], spec.occurrence)
+            file.write_text(text, encoding="utf-8")
+            code, output = self._fork(tree, nearest(spec.module_path), SECONDS)
         finally:
-            (tree / path).write_text(kept, encoding="utf-8")
+            file.write_text(source, encoding="utf-8")
             self._free.put(tree)
+        lines = difflib.ndiff(source.splitlines(), text.splitlines())
+        return WorkResult(
+            worker_outcome=WorkerOutcome.NORMAL,
+            test_outcome=TestOutcome.KILLED if code else TestOutcome.SURVIVED,
+            output=f"exit {code}\n{output}",
+            diff="\n".join(line for line in lines if line[:2] in ("- ", "+ ")),
+        )
 
     def _fork(self, tree: Path, tests: Sequence[str], seconds: int) -> tuple[int, str]:
         log = tree / "pytest.log"
@@ -271,21 +284,6 @@ class Bench:
             os.killpg(process.pid, signal.SIGKILL)
         process.join()
         return process.exitcode, "\n".join(log.read_text(errors="replace").splitlines()[-12:])
-
-
-def judge(bench: Bench, item: WorkItem) -> WorkResult:
-    """Plant one fault, run the nearest tests, and return what became of it."""
-    (spec,) = item.mutations
-    source = (ROOT / spec.module_path).read_text("utf-8")
-    text = mutate_code(source, operators()[spec.operator_name], spec.occurrence)
-    changed = difflib.unified_diff(source.splitlines(), text.splitlines(), lineterm="", n=0)
-    code, output = bench.test_with(spec.module_path, text)
-    return WorkResult(
-        worker_outcome=WorkerOutcome.NORMAL,
-        test_outcome=TestOutcome.KILLED if code else TestOutcome.SURVIVED,
-        output=f"exit {code}\n{output}",
-        diff="\n".join(line for line in changed if not re.match(r"@@|---|\+\+\+", line)),
-    )
 
 
 def tell(console: Console, sample: Sequence[WorkItem], results: dict[str, WorkResult]) -> None:
@@ -315,7 +313,7 @@ def run(console: Console, todo: Sequence[WorkItem], jobs: int, database: WorkDB)
         if code:
             raise SystemExit(f"the tests fail without a fault (exit {code}):\n{output}")
         pool = ThreadPoolExecutor(jobs)
-        running = {pool.submit(judge, bench, item): item for item in todo}
+        running = {pool.submit(bench.judge, item): item for item in todo}
         try:
             for done in track(as_completed(running), "mutants", len(todo), console=console):
                 database.set_result(running[done].job_id, done.result())

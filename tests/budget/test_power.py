@@ -65,3 +65,20 @@ def test_bad_input():
         smallest_detectable_difference(0)
     with pytest.raises(ValueError, match="power is 1"):
         smallest_detectable_difference(100, power=1)
+
+
+@pytest.mark.parametrize(
+    "shares",
+    [{"alpha": 0.0}, {"alpha": 1.0}, {"power": 0.0}, {"power": 1.0}, {"discordance": 0.0},
+     {"discordance": 1.0001}, {"power": math.nan}],
+)  # fmt: skip
+def test_a_share_lies_between_its_ends(shares):
+    (name,) = shares
+    with pytest.raises(ValueError, match=f"{name} is .*expected a number between 0 and 1"):
+        smallest_detectable_difference(100, **shares)
+
+
+def test_the_fewest_items_and_the_most_discordance_are_allowed():
+    # (z of 0.975)² = 3.84, so 4 items can, if all of them are wins
+    assert 0.9 < smallest_detectable_difference(4) < 1
+    assert smallest_detectable_difference(100, discordance=1.0) < 1

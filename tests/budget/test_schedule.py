@@ -60,6 +60,26 @@ def test_rates_lie_between_zero_and_the_peak(steps, warmup, schedule):
     assert math.isclose(rates[-1], 0) == (warmup >= 1 and steps == 1)
 
 
+def test_the_ends_of_what_is_allowed():
+    assert warmup_steps(10, 0.0) == 0
+    assert warmup_steps(10, math.nextafter(1, 0)) == 10
+    assert plan_steps(1, 1, 1) == 1
+    assert learning_rates(1, 0, 1.0, "cosine").tolist() == [1]
+    for ratio in (1.0, -1e-9, math.nan):
+        with pytest.raises(ValueError, match="expected a share from 0 up to, not including, 1"):
+            warmup_steps(10, ratio)
+    with pytest.raises(ValueError, match="warmup_steps is -1; expected 0 or more"):
+        learning_rates(10, -1, 1.0, "linear")
+
+
+def test_the_first_and_last_step_of_a_warm_up_by_hand():
+    # rises over steps 1 to 4 from 0; step 5 is the first at the peak, and falls from there
+    assert learning_rates(9, 4, 1.0, "linear").tolist() == [0, 0.25, 0.5, 0.75, 1, 0.8, 0.6, 0.4,
+                                                            pytest.approx(0.2)]  # fmt: skip
+    assert learning_rates(4, 4, 1.0, "linear").tolist() == [0, 0.25, 0.5, 0.75]
+    assert learning_rates(5, 4, 1.0, "linear").tolist() == [0, 0.25, 0.5, 0.75, 1]
+
+
 def test_bad_input():
     with pytest.raises(ShapeError, match="batch_size is 0"):
         plan_steps(10, 0, 1)

@@ -128,6 +128,18 @@ def test_swapping_the_arms_mirrors_the_interval(table):
     assert one.p == other.p
 
 
+def test_the_ends_of_an_interval_at_none_and_all():
+    assert wilson_interval(0, 1).low == wilson_interval(0, 9).low == 0.0
+    assert wilson_interval(1, 1).high == wilson_interval(9, 9).high == 1.0
+    assert wilson_interval(1, 9).low > 0.0
+    assert wilson_interval(8, 9).high < 1.0
+    everything = paired_difference([1] * 4, [0] * 4)
+    assert (everything.difference, everything.high, everything.p) == (1.0, 1.0, 0.125)
+    assert mcnemar_exact(0, 0) == mcnemar_exact(1, 0) == mcnemar_exact(1, 1) == 1.0
+    assert mcnemar_exact(5, 0) == 0.0625  # twice a half to the fifth: five wins are not enough
+    assert mcnemar_exact(6, 0) == 0.03125
+
+
 def test_the_same_answers_differ_by_nothing():
     result = paired_difference([1, 0, 1], [1, 0, 1])
     assert (result.difference, result.p, result.wins, result.losses) == (0.0, 1.0, 0, 0)
@@ -181,6 +193,17 @@ def test_bootstrap_is_deterministic_and_free_of_scale():
     assert scaled.high == pytest.approx(2 * first.high)
 
 
+def test_the_ends_are_the_quantiles_of_the_confidence():
+    sums, weights = np.arange(20.0), np.ones(20)
+    inner, outer = (bootstrap_ratio(sums, weights, confidence=c) for c in (0.5, 0.95))
+    assert outer.low < inner.low < inner.estimate == outer.estimate == 9.5
+    assert inner.estimate < inner.high < outer.high
+    # The mean of 20 draws is nearly normal: quantiles at ± 0.674 and ± 1.96 standard errors.
+    error = sums.std() / math.sqrt(20)
+    assert inner.high - inner.low == pytest.approx(2 * 0.674 * error, rel=0.05)
+    assert outer.high - outer.low == pytest.approx(2 * 1.960 * error, rel=0.05)
+
+
 def test_bootstrap_of_many_rows_goes_block_by_block():
     interval = bootstrap_ratio(np.full(5000, 3.0), np.full(5000, 2.0), resamples=1000)
     assert interval == Interval(1.5, 1.5, 1.5)
@@ -192,6 +215,15 @@ def test_bootstrap_of_many_rows_goes_block_by_block():
         (lambda: wilson_interval(3, 0), "3 correct of 0 items"),
         (lambda: wilson_interval(4, 3), "4 correct of 3 items; give 0 ≤ correct"),
         (lambda: wilson_interval(1, 3, 1.5), "confidence 1.5 must be between 0 and 1"),
+        (lambda: wilson_interval(-1, 3), "-1 correct of 3 items"),
+        (lambda: wilson_interval(1, 3, 0.0), "confidence 0.0 must be between 0 and 1"),
+        (lambda: wilson_interval(1, 3, 1.0), "confidence 1.0 must be between 0 and 1"),
+        (lambda: mcnemar_exact(2, -1), "wins and losses are counts; got 2 and -1"),
+        (lambda: paired_difference([2], [1]), "must be 0 or 1"),
+        (lambda: bootstrap_ratio([[1.0]], [[1.0]]), r"got shapes \(1, 1\)"),  # type: ignore
+        (lambda: bootstrap_ratio([1.0], [math.inf]), "sums must be finite"),
+        (lambda: bootstrap_ratio([math.inf], [1.0]), "sums must be finite"),
+        (lambda: bootstrap_ratio([1.0], [-1.0]), "weights positive"),
         (lambda: mcnemar_exact(-1, 2), "wins and losses are counts; got -1 and 2"),
         (lambda: paired_difference([1], [1, 0]), "same items on both sides; got 1 and 2"),
         (lambda: paired_difference([], []), "got 0 and 0"),
