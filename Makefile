@@ -5,7 +5,7 @@ READY  := $(VENV)/.ready
 SITE   := $(BIN)/python -m sphinx -q -W --keep-going -d build/doctrees docs
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run test test-slow check bench docs clean
+.PHONY: run test test-slow check dist bench docs clean
 
 run: $(READY)            ## the shipped SFT example, from plan to report
 	$(BIN)/tunemath run examples/dates/sft.yaml
@@ -24,6 +24,9 @@ check: $(READY)          ## lint, types, import rules, generated docs
 	$(BIN)/python docs/generate.py --check
 	$(BIN)/python scripts/facts.py --check
 	$(SITE) build/site
+
+dist: $(READY)           ## wheel and sdist in dist/; the wheel is installed by itself and tried
+	$(BIN)/python scripts/smoke.py dist
 
 bench: $(READY)          ## the fused objectives beside their peers, predicted seconds beside measured
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'

@@ -16,6 +16,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave the process with its exit code."""
     from tunemath.cli.app import app
     from tunemath.errors import TunemathError
+    from tunemath.extras import install_command
     from tunemath.runner.launchers import refuse_several_processes
 
     try:
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         extra = "learn" if error.name in _LEARN else "train"
         print(
-            f"error: this command needs {error.name}; run: pip install 'tunemath[{extra}]'",
+            f"error: this command needs {error.name}; run: {install_command(extra)}",
             file=sys.stderr,
         )
         sys.exit(_BAD_INPUT)

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from tunemath.errors import ModelError
+from tunemath.extras import install_command
 from tunemath.runner.quiet import quiet_libraries
 from tunemath.storage import storage_errors, write_text
 
@@ -51,7 +52,7 @@ def _write_model(source: Path, folder: Path) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:
         raise ModelError(
-            f"converting the embedded model needs {error.name}; run: pip install 'tunemath[train]'"
+            f"converting the embedded model needs {error.name}; run: {install_command('train')}"
         ) from None
     with quiet_libraries():
         names = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}

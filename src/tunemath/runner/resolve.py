@@ -15,6 +15,7 @@ from typing import Any
 
 from tunemath.contract import ModelChoice
 from tunemath.errors import ModelError, RunError
+from tunemath.extras import install_command
 from tunemath.space.peft.portable import base_reference
 from tunemath.storage import canonical_json, hash_bytes, hash_file, read_json, write_json
 
@@ -127,7 +128,8 @@ def _download(choice: ModelChoice, download: bool) -> tuple[Path, str]:
         from huggingface_hub import HfApi, snapshot_download
     except ImportError:
         raise ModelError(
-            f"getting {choice.id} from the hub needs: pip install 'tunemath[train]'"
+            f"getting {choice.id} from the hub needs huggingface_hub; "
+            f"run: {install_command('train')}"
         ) from None
     patterns = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*"]
     if choice.trust_remote_code:
