@@ -7,7 +7,7 @@ SEED   ?= 0
 COUNT  ?= 300
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run test test-slow check bench mutants docs clean
+.PHONY: run test test-slow check dist bench mutants docs clean
 
 run: $(READY)            ## the shipped SFT example, from plan to report
 	$(BIN)/tunemath run examples/dates/sft.yaml
@@ -26,6 +26,9 @@ check: $(READY)          ## lint, types, import rules, generated docs
 	$(BIN)/python docs/generate.py --check
 	$(BIN)/python scripts/facts.py --check
 	$(SITE) build/site
+
+dist: $(READY)           ## wheel and sdist in dist/; the wheel is installed by itself and tried
+	$(BIN)/python scripts/smoke.py dist
 
 bench: $(READY)          ## the fused objectives beside their peers, predicted seconds beside measured
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'

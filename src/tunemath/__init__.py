@@ -2,7 +2,7 @@
 
 tunemath computes exactly what they imply, runs them, and proves what was trained. The names below
 are loaded when first used; importing this package imports neither torch nor NumPy. The ``linear_``
-functions need torch: ``pip install tunemath[train]``.
+functions need torch, which the extra ``train`` brings.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import pytest
 
 from processes import finished, output_of
 from tunemath.cli import main
+from tunemath.extras import install_command
 
 Spoil = Callable[[Path], list[str] | None]
 
@@ -204,7 +205,7 @@ def test_a_missing_library_gives_the_command(call, monkeypatch):
     monkeypatch.setattr(app, "app", fail)
     code, out, err = call("plan")
     assert (code, out) == (2, "")
-    assert err == "error: this command needs torch; run: pip install 'tunemath[train]'\n"
+    assert err == f"error: this command needs torch; run: {install_command('train')}\n"
 
 
 def test_a_fault_of_ours_is_70_with_its_traceback(call, monkeypatch):

@@ -16,7 +16,7 @@ import pytest
 from processes import finished, output_of
 from tunemath.course.book import exercises
 
-pytest.importorskip("sphinx", reason="the site needs: pip install 'tunemath[docs]'")
+pytest.importorskip("sphinx", reason="the site needs the extra docs")
 
 ROOT = Path(__file__).parents[2]
 PAGES = [

@@ -50,12 +50,12 @@ def _main(arguments: list[str] | None) -> None:
 
 def _lacking(error: ImportError) -> str:
     """Say which library is not there, or that those that are do not go together."""
+    from tunemath.extras import install_command
+
     name = error.name or ""
     extra = "learn" if name.partition(".")[0] in _LEARN else "train"
     if isinstance(error, ModuleNotFoundError) and "." not in name:
-        return f"this command needs {name}; run: pip install 'tunemath[{extra}]'"
+        return f"this command needs {name}; run: {install_command(extra)}"
     why = " ".join(str(error).split())[:300]
-    return (
-        f"the installed libraries do not go together: {why}; run: pip install --upgrade "
-        f"'tunemath[{extra}]'"
-    )
+    command = install_command(extra).replace("install", "install --upgrade", 1)
+    return f"the installed libraries do not go together: {why}; run: {command}"

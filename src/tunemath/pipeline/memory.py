@@ -21,6 +21,7 @@ from tunemath.budget import (
     training_flops,
 )
 from tunemath.errors import ModelError
+from tunemath.extras import install_command
 from tunemath.pipeline.costs import Precision, held_of, training_of
 from tunemath.space import (
     UNFREEZING,
@@ -158,7 +159,7 @@ class Scenario:
         except ImportError as error:
             raise ModelError(
                 f"the activations of {self.blueprint.model_type or 'this model'} are traced, which "
-                f"needs {error.name}: pip install tunemath[train]"
+                f"needs {error.name}; run: {install_command('train')}"
             ) from error
         rows, tokens = self.traced_at or (self.rows, self.tokens)
         return trace_curves(

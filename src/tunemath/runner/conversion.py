@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from tunemath.errors import ModelError
+from tunemath.extras import install_command
 from tunemath.runner.quiet import quiet_libraries
 from tunemath.storage import new_folder, storage_errors, write_text
 
@@ -50,7 +51,7 @@ def _write_model(source: Path, folder: Path) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:
         raise ModelError(
-            f"converting the embedded model needs {error.name}; run: pip install 'tunemath[train]'"
+            f"converting the embedded model needs {error.name}; run: {install_command('train')}"
         ) from None
     with quiet_libraries():
         names = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}

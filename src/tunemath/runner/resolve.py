@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tunemath.contract import ModelChoice
 from tunemath.errors import ModelError, StorageError
+from tunemath.extras import install_command
 from tunemath.runner.bound import refuse_altered
 from tunemath.runner.cache import cache_folder, file_hash
 from tunemath.space.peft.portable import base_reference
@@ -143,7 +144,8 @@ def _download(choice: ModelChoice, download: bool) -> tuple[Path, str]:
         from huggingface_hub import HfApi, snapshot_download
     except ImportError:
         raise ModelError(
-            f"getting {choice.id} from the hub needs: pip install 'tunemath[train]'"
+            f"getting {choice.id} from the hub needs huggingface_hub; "
+            f"run: {install_command('train')}"
         ) from None
     patterns = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*"]
     if choice.trust_remote_code:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunemath.errors import ModelError
+from tunemath.extras import install_command
 from tunemath.space.blueprint.config import blueprint_of_config
 from tunemath.space.blueprint.hold import held_against, stored_as
 from tunemath.space.blueprint.kinds import blueprint_of_weights
@@ -127,7 +128,7 @@ def _unknown(path: Path, config: Mapping[str, Any]) -> str:
         return f"{path} names no model_type; expected the config.json of a transformers model"
     return (
         f"{path} describes a {family}, whose modules are not known without transformers; "
-        "install tunemath[train], or give the folder with the weights"
+        f"run: {install_command('train')}; or give the folder with the weights"
     )
 
 
@@ -184,7 +185,7 @@ def _built(
     try:
         return fallback(config, task_type), ""
     except ModuleNotFoundError as error:
-        return None, f"{_absent(error)}; run: pip install 'tunemath[train]'"
+        return None, f"{_absent(error)}; the extra train brings it"
     except ModelError as error:
         return None, str(error)
 
