@@ -64,11 +64,15 @@ def test_terms_of_an_8b_model_by_hand(call, config):
 
 
 def test_four_bits_take_what_their_blocks_take(call, config):
-    _, found = product(call, config, "--quantise", "nf4-double", "--device", "cuda")
     linears = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
     others = 8_030_261_248 - linears
-    low = 2 * others + linears / 2 + linears / 64 + linears / 4096
-    assert low < terms(found)["base weights"]["bytes"] < low + 7 * 32 * 1200
+    asked = (config, "--quantise", "nf4-double", "--device", "cuda")
+    # PEFT's prepare_model_for_kbit_training casts all that is not quantised to float32.
+    for precision, width in (("autocast", 4), ("plain", 2), ("pure", 2)):
+        _, found = product(call, *asked, "--precision", precision)
+        low = width * others + linears / 2 + linears / 64 + linears / 4096
+        assert low < terms(found)["base weights"]["bytes"] < low + 7 * 32 * 1200
+        assert any("prepare_model_for_kbit" in note for note in found["notes"]) == (width == 4)
 
 
 def test_what_does_not_fit_says_what_would(call, config):

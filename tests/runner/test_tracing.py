@@ -10,7 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from tunemath.errors import ModelError
-from tunemath.pipeline.costs import decoder_of
+from tunemath.pipeline.decoders import Precision, Setting, decoder_of
 from tunemath.runner.blueprints import build_from_config
 from tunemath.runner.models import attach_adapter
 from tunemath.runner.tracing import trace_curves, trace_passes
@@ -111,8 +111,7 @@ CLOSED = [
 def test_closed_forms_are_near_what_torch_allocates(kind, method, settings, how):
     config, space = config_of(kind), read_space({"method": method, **settings})
     ledger = ledger_of(blueprint_of_config(config), space)
-    options = {**how, "attention": "eager"} if "attention" in how else how
-    closed = decoder_of(ledger.blueprint, ledger.change, **options)
+    closed = decoder_of(ledger.blueprint, ledger.change, Setting(**how))
     assert closed is not None
     planned = closed.passes(ROWS, TOKENS)
     kept, backward = measured(config, space, **how)
