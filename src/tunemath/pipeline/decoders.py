@@ -273,7 +273,10 @@ def _copied(precision: Precision, module: Module, unfrozen: frozenset[str], live
 
 
 class Kept(NamedTuple):
-    """What one adapted module keeps for the backward pass, in tensors of its own size."""
+    """What one adapted module keeps for the backward pass, in tensors of its own size.
+
+    Numbers are those that its factors read: float32 without autocast.
+    """
 
     inputs: float = 1
     """Of its input's size: d_in a token."""
@@ -283,27 +286,38 @@ class Kept(NamedTuple):
     """Of its weight's size, whatever the tokens are: a ΔW that was formed, or a copy of W."""
 
 
-# By PEFT's type, from its layers' forward passes; another keeps its input.
+# By PEFT's type, as traces of PEFT 0.21 show of those that can be traced, and as their layers' code
+# says of the rest; another keeps its input, as a low-rank update does. An orthogonal one keeps what
+# it rotates, HRA twice for each of its 8 reflections.
 KEPT = {
+    "ADAPTION_PROMPT": Kept(0),
     "BEFT": Kept(0),
-    "BOFT": Kept(1, 1, 2),
-    "DEFT": Kept(1, 1, 0),
-    "DELORA": Kept(1, 0, 0),
+    "BOFT": Kept(0.6, 0, 2),
+    "DEFT": Kept(1.8),
     "FOURIERFT": Kept(1, 0, 1),
-    "FROD": Kept(2, 1, 0),
+    "FROD": Kept(2, 1),
+    "GLORA": Kept(0.25, 0, 0.5),
+    "GRALORA": Kept(1.25),
     "HIRA": Kept(1, 0, 1),
-    "HRA": Kept(1, 0, 2),
-    "IA3": Kept(0, 1),
+    "HRA": Kept(1, 0, 16),
+    "IA3": Kept(0.5, 0.5),
     "LN_TUNING": Kept(0),
     "LOHA": Kept(1, 0, 1),
     "LOKR": Kept(1, 0, 1),
-    "OFT": Kept(2, 0, 0),
-    "OSF": Kept(1, 0, 2),
+    "MISS": Kept(0.25),
+    "OFT": Kept(1, 0, 0.7),
+    "OSF": Kept(1, 1, 2),
+    "PEANUT": Kept(1, 0, 2),
+    "PSOFT": Kept(0.1),
+    "PVERA": Kept(0.4, 1),
+    "RANDLORA": Kept(0, 1, 1),
     "ROAD": Kept(0, 2),
-    "SHADOW": Kept(2, 0, 0),
+    "SHADOW": Kept(2),
     "SHIRA": Kept(1, 0, 1),
-    "SUPERTUNING": Kept(0, 1),
-    "VERA": Kept(1, 1),
+    "SUPERTUNING": Kept(0.25, 0, 0.5),
+    "TINYLORA": Kept(0),
+    "TRAINABLE_TOKENS": Kept(0),
+    "VERA": Kept(0.1, 1),
     "WAVEFT": Kept(1, 0, 1),
 }
 

@@ -1,4 +1,4 @@
-"""A model with its update under fake tensors, in the precision that it would be trained in.
+"""A model with its update, under fake tensors or real ones, as it would be trained.
 
 What is trained is float32, as PEFT holds it, or with ``pure`` in the dtype of the rest.
 """
@@ -26,7 +26,7 @@ from tunemath.space import LastLayersSpace, LoraSpace, UnfreezeSpace, UpdateSpac
 from tunemath.space.methods import peft_settings
 from tunemath.space.peft import AdapterConfig
 
-__all__ = ["build_fake", "computing", "fake_tensors"]
+__all__ = ["build_tuned", "computing", "fake_tensors"]
 
 # The operations that autocast does in float32 on a GPU; on a CPU nearly none.
 # https://docs.pytorch.org/docs/stable/amp.html#cuda-ops-that-can-autocast-to-float32
@@ -40,7 +40,7 @@ _IN_FLOAT32 = frozenset(
 )  # fmt: skip
 
 
-def build_fake(
+def build_tuned(
     config: Mapping[str, Any],
     update: UpdateSpace | AdapterConfig,
     *,
@@ -52,7 +52,7 @@ def build_fake(
     mixing: Mixing = "autocast",
     attention: str = "sdpa",
 ) -> Any:
-    """Return a config.json's model with an update, ready for a step; call it under fake tensors.
+    """Return a config.json's model with an update, ready for a step.
 
     ``task`` is PEFT's of the update, ``class_task`` the one that chooses the model's class where
     the configuration does not; ``base`` the dtype of the weights where it is not ``dtype``. The

@@ -25,7 +25,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from tunemath.budget import Curves, Mixing, Passes
 from tunemath.errors import ModelError
-from tunemath.runner.fakes import build_fake, computing, fake_tensors
+from tunemath.runner.fakes import build_tuned, computing, fake_tensors
 from tunemath.runner.quiet import quiet_libraries
 from tunemath.runner.resolve import cache_folder
 from tunemath.space import UpdateSpace
@@ -128,7 +128,7 @@ def trace_curves(
         return Curves(tuple((tuple(at), Passes(**passes)) for at, passes in points))
 
     def make() -> Any:
-        return build_fake(
+        return build_tuned(
             config, update, task=setting.task, class_task=setting.class_task, dtype=setting.dtype,
             base=setting.base, quantised=setting.quantised, mixing=setting.mixing,
             attention=setting.attention,
