@@ -215,13 +215,17 @@ def main() -> None:
             continue
         known[name] = {"case": name, **json.loads(done.stdout.splitlines()[-1])}
         print(line(known[name]), flush=True)
-    rows = [known[name] for name in CASES if name in known]
+        if arguments.json:
+            arguments.json.write_text(json.dumps(ordered(known), indent=1) + "\n", "utf-8")
+    rows = ordered(known)
     text = page(rows)
     print(text.split("\n\n")[-1])
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
     if arguments.markdown:
         arguments.markdown.write_text(text, "utf-8")
+
+
+def ordered(known: dict[str, Any]) -> list[dict[str, Any]]:
+    return [known[name] for name in CASES if name in known]
 
 
 def line(row: dict[str, Any]) -> str:
@@ -237,26 +241,9 @@ def error(row: dict[str, Any]) -> float:
 
 
 def page(rows: list[dict[str, Any]]) -> str:
-    """Return the table and its summary as Markdown."""
-    heads = ("Case", "Parameters", "Rows × tokens", "Predicted MiB", "Measured MiB", "Error",
-             "Highest in", "Activations")  # fmt: skip
-    table = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for row in rows:
-        cells = (
-            row["case"], f"{row['parameters'] / 1e6:.0f} M", f"{row['rows']} × {row['tokens']}",
-            f"{row['predicted'] / 2**20:.0f}", f"{row['measured'] / 2**20:.0f}",
-            f"{100 * error(row):+.1f} %", row["moment"], row["source"],
-        )  # fmt: skip
-        table.append("| " + " | ".join(cells) + " |")
-    off = [abs(error(row)) for row in rows]
-    exact = sum(row["exact_predicted"] == row["exact_measured"] for row in rows)
-    summary = (
-        f"{len(rows)} settings: median error {100 * median(off):.1f} %, worst "
-        f"{100 * max(off):.1f} %; weights, gradients and optimizer state are equal to the byte in "
-        f"{exact} of {len(rows)}."
-        if rows
-        else "No settings."
-    )
+    """Return the tables and their summaries as Markdown."""
+    single = [row for row in rows if not CASES[row["case"]].mixing]
+    half = [row for row in rows if CASES[row["case"]].mixing]
     return "\n".join(
         [
             "# Memory: predicted beside allocated",
@@ -264,14 +251,51 @@ def page(rows: list[dict[str, Any]]) -> str:
             "`python benchmarks/memory.py --markdown docs/budget/memory-benchmark.md` builds each",
             "model with random weights, takes two optimizer steps, and counts every allocation of",
             "the second with torch's profiler; the prediction is from the configuration alone.",
-            f"{platform.system()}, float32.",
+            f"{platform.system()}, on a CPU.",
             "",
-            *table,
+            "## float32",
             "",
-            summary,
+            "As `tunemath run` steps: with tiles of logits.",
+            "",
+            *table(single),
+            "",
+            "## bfloat16",
+            "",
+            "As a loop over transformers' own loss steps: with all logits. *autocast* has float32",
+            "weights where they are trained and casts the products, *plain* has PEFT's float32",
+            "adapters and casts nothing, *pure* is bfloat16 throughout. A CPU's autocast leaves",
+            "layer norms in bfloat16, which a GPU's does in float32: `--device cuda` foretells",
+            "more there, for GPT-2 and the like.",
+            "",
+            *table(half),
             "",
         ]
     )
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the lines of a table and its summary."""
+    if not rows:
+        return ["No settings."]
+    heads = ("Case", "Parameters", "Rows × tokens", "Precision", "Predicted MiB", "Measured MiB",
+             "Error", "Highest in", "Activations")  # fmt: skip
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for row in rows:
+        cells = (
+            row["case"], f"{row['parameters'] / 1e6:.0f} M", f"{row['rows']} × {row['tokens']}",
+            CASES[row["case"]].mixing or "float32",
+            f"{row['predicted'] / 2**20:.0f}", f"{row['measured'] / 2**20:.0f}",
+            f"{100 * error(row):+.1f} %", row["moment"], row["source"],
+        )  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    off = [abs(error(row)) for row in rows]
+    exact = sum(row["exact_predicted"] == row["exact_measured"] for row in rows)
+    summary = (
+        f"{len(rows)} settings: median error {100 * median(off):.1f} %, worst "
+        f"{100 * max(off):.1f} %; weights, gradients and optimizer state are equal to the byte in "
+        f"{exact} of {len(rows)}."
+    )
+    return [*lines, "", summary]
 
 
 # --- one case

@@ -215,8 +215,8 @@ def test_a_peft_configuration_is_foretold_as_the_same_method_is(call, config, tm
     assert "'q_porj', which matches nothing" in " ".join(err.split())
 
 
-# What PEFT publishes of training meta-llama/Llama-3.2-3B on a GPU: the most that torch reserved, and
-# what was trained; bfloat16 without autocast, 4 rows of up to 768 tokens, the loss over all logits.
+# What PEFT publishes of training meta-llama/Llama-3.2-3B on a GPU: the most that torch reserved,
+# and what was trained; bfloat16 without autocast, 4 rows of up to 768 tokens, all logits held.
 # https://github.com/huggingface/peft, method_comparison/MetaMathQA/results, of July 2026
 LLAMA_3B = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 3072,
