@@ -2,11 +2,12 @@
 
     python benchmarks/memory.py [CASE …] [--json FILE] [--markdown FILE] [--trace]
 
-Each case builds a model of 50 M parameters or more with random weights, takes two optimizer steps
-as `tunemath run` does, and counts every allocation of the second by torch's own profiler. The
-prediction knows the configuration alone. With --trace it comes from fake tensors where a closed
-form exists too. One process a case, so that none sees another's memory; a JSON file that is there
-keeps its other cases.
+Each case builds a model with random weights, takes two optimizer steps, and counts every allocation
+of the second by torch's own profiler. In float32 the models have 50 M parameters or more and step
+as `tunemath run` does; in bfloat16 they are smaller, as a CPU is slow at it, and step as a plain
+loop over transformers' own loss does, with all logits. The prediction knows the configuration
+alone. With --trace it comes from fake tensors where a closed form exists too. One process a case,
+so that none sees another's memory; a JSON file that is there keeps its other cases.
 """
 
 from __future__ import annotations
@@ -63,6 +64,36 @@ QWEN3_MOE = {
     "num_experts_per_tok": 2,
 }  # fmt: skip
 
+# Smaller, for bfloat16.
+SMALL = {
+    **LLAMA, "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 4096,
+}  # fmt: skip
+SMALL_UNTIED = {**SMALL, "tie_word_embeddings": False}
+SMALL_QWEN2 = {**SMALL, "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+SMALL_QWEN3 = {**SMALL, "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
+SMALL_PHI3 = {**PHI3, **SMALL, "model_type": "phi3", "architectures": ["Phi3ForCausalLM"]}
+SMALL_GEMMA2 = {
+    **GEMMA2, **SMALL, "model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"],
+}  # fmt: skip
+SMALL_OLMO2 = {**SMALL, "model_type": "olmo2", "architectures": ["Olmo2ForCausalLM"]}
+SMALL_MOE = {
+    **QWEN3_MOE, **SMALL, "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"],
+    "num_hidden_layers": 4, "moe_intermediate_size": 384,
+}  # fmt: skip
+SMALL_PHI = {**SMALL, "model_type": "phi", "architectures": ["PhiForCausalLM"]}
+SMALL_NEOX = {**NEOX, "hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6,
+              "vocab_size": 4096}  # fmt: skip
+SMALL_GPT2 = {**GPT2, "n_embd": 384, "n_layer": 8, "n_head": 6, "vocab_size": 4096}
+ROBERTA = {
+    "model_type": "roberta", "architectures": ["RobertaForSequenceClassification"],
+    "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 8, "pad_token_id": 1,
+    "num_attention_heads": 6, "vocab_size": 4096, "max_position_embeddings": 514,
+}  # fmt: skip
+TAGGER = {**ROBERTA, "architectures": ["RobertaForTokenClassification"]}
+ROBERTA_TARGETS = {"targets": ["query", "value"]}
+GPT2_TARGETS = {"targets": ["c_attn", "c_proj", "c_fc"]}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -79,6 +110,9 @@ class Case:
     checkpointing: bool = False
     attention: str = "sdpa"
     optimizer: str = "adamw"
+    mixing: str = ""
+    """How bfloat16 is used: autocast, plain or pure; float32 where empty."""
+    masked: bool = False
 
 
 CASES = {
@@ -118,6 +152,40 @@ CASES = {
     "gpt-neox": Case(NEOX, "full", rows=8),
     "qwen3-moe": Case(QWEN3_MOE, rows=8),
     "qwen3-moe-full": Case(QWEN3_MOE, "full"),
+    "half-lora": Case(SMALL, mixing="autocast"),
+    "half-lora-plain": Case(SMALL, mixing="plain"),
+    "half-lora-pure": Case(SMALL, mixing="pure"),
+    "half-lora-qv": Case(SMALL, settings={"targets": ["q_proj", "v_proj"]}, mixing="plain"),
+    "half-lora-checkpointing": Case(SMALL, mixing="autocast", checkpointing=True, rows=8),
+    "half-lora-eager": Case(SMALL, mixing="autocast", attention="eager"),
+    "half-lora-masked": Case(SMALL, mixing="autocast", masked=True),
+    "half-dora": Case(SMALL, "dora", mixing="autocast"),
+    "half-dora-plain": Case(SMALL, "dora", mixing="plain"),
+    "half-full": Case(SMALL, "full", mixing="autocast"),
+    "half-full-pure": Case(SMALL, "full", mixing="pure"),
+    "half-full-untied": Case(SMALL_UNTIED, "full", mixing="autocast"),
+    "half-full-checkpointing": Case(SMALL, "full", mixing="pure", checkpointing=True, rows=8),
+    "half-last-layers": Case(SMALL, "last_layers", {"layers": 4}, mixing="pure"),
+    "half-layernorm": Case(SMALL, "layernorm", mixing="autocast"),
+    "half-prompt": Case(SMALL, "PROMPT_TUNING", {"num_virtual_tokens": 64}, mixing="plain"),
+    "half-prefix": Case(SMALL, "PREFIX_TUNING", {"num_virtual_tokens": 64}, mixing="plain"),
+    "half-vera": Case(SMALL, "VERA", {"target_modules": ["q_proj", "o_proj"]}, mixing="plain"),
+    "half-loha": Case(SMALL, "LOHA", {"target_modules": ["q_proj", "v_proj"]}, mixing="plain"),
+    "half-oft": Case(SMALL, "OFT", {"target_modules": ["q_proj", "v_proj"]}, mixing="autocast"),
+    "half-ia3": Case(SMALL, "IA3", mixing="autocast"),
+    "half-qwen2-bitfit": Case(SMALL_QWEN2, "bitfit", mixing="pure"),
+    "half-qwen3": Case(SMALL_QWEN3, mixing="autocast"),
+    "half-phi3": Case(SMALL_PHI3, mixing="plain"),
+    "half-gemma2": Case(SMALL_GEMMA2, mixing="autocast", attention="eager"),
+    "half-olmo2-full": Case(SMALL_OLMO2, "full", mixing="autocast"),
+    "half-phi": Case(SMALL_PHI, mixing="autocast"),
+    "half-gpt-neox-full": Case(SMALL_NEOX, "full", mixing="pure"),
+    "half-gpt2": Case(SMALL_GPT2, settings=GPT2_TARGETS, mixing="autocast"),
+    "half-gpt2-full": Case(SMALL_GPT2, "full", mixing="pure"),
+    "half-qwen3-moe": Case(SMALL_MOE, mixing="autocast"),
+    "half-classifier": Case(ROBERTA, settings=ROBERTA_TARGETS, mixing="autocast"),
+    "half-classifier-full": Case(ROBERTA, "full", mixing="autocast"),
+    "half-tagger-bitfit": Case(TAGGER, "bitfit", mixing="pure"),
 }  # fmt: skip
 
 
@@ -147,13 +215,17 @@ def main() -> None:
             continue
         known[name] = {"case": name, **json.loads(done.stdout.splitlines()[-1])}
         print(line(known[name]), flush=True)
-    rows = [known[name] for name in CASES if name in known]
+        if arguments.json:
+            arguments.json.write_text(json.dumps(ordered(known), indent=1) + "\n", "utf-8")
+    rows = ordered(known)
     text = page(rows)
     print(text.split("\n\n")[-1])
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
     if arguments.markdown:
         arguments.markdown.write_text(text, "utf-8")
+
+
+def ordered(known: dict[str, Any]) -> list[dict[str, Any]]:
+    return [known[name] for name in CASES if name in known]
 
 
 def line(row: dict[str, Any]) -> str:
@@ -169,26 +241,9 @@ def error(row: dict[str, Any]) -> float:
 
 
 def page(rows: list[dict[str, Any]]) -> str:
-    """Return the table and its summary as Markdown."""
-    heads = ("Case", "Parameters", "Rows × tokens", "Predicted MiB", "Measured MiB", "Error",
-             "Highest in", "Activations")  # fmt: skip
-    table = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for row in rows:
-        cells = (
-            row["case"], f"{row['parameters'] / 1e6:.0f} M", f"{row['rows']} × {row['tokens']}",
-            f"{row['predicted'] / 2**20:.0f}", f"{row['measured'] / 2**20:.0f}",
-            f"{100 * error(row):+.1f} %", row["moment"], row["source"],
-        )  # fmt: skip
-        table.append("| " + " | ".join(cells) + " |")
-    off = [abs(error(row)) for row in rows]
-    exact = sum(row["exact_predicted"] == row["exact_measured"] for row in rows)
-    summary = (
-        f"{len(rows)} settings: median error {100 * median(off):.1f} %, worst "
-        f"{100 * max(off):.1f} %; weights, gradients and optimizer state are equal to the byte in "
-        f"{exact} of {len(rows)}."
-        if rows
-        else "No settings."
-    )
+    """Return the tables and their summaries as Markdown."""
+    single = [row for row in rows if not CASES[row["case"]].mixing]
+    half = [row for row in rows if CASES[row["case"]].mixing]
     return "\n".join(
         [
             "# Memory: predicted beside allocated",
@@ -196,14 +251,51 @@ def page(rows: list[dict[str, Any]]) -> str:
             "`python benchmarks/memory.py --markdown docs/budget/memory-benchmark.md` builds each",
             "model with random weights, takes two optimizer steps, and counts every allocation of",
             "the second with torch's profiler; the prediction is from the configuration alone.",
-            f"{platform.system()}, float32.",
+            f"{platform.system()}, on a CPU.",
             "",
-            *table,
+            "## float32",
             "",
-            summary,
+            "As `tunemath run` steps: with tiles of logits.",
+            "",
+            *table(single),
+            "",
+            "## bfloat16",
+            "",
+            "As a loop over transformers' own loss steps: with all logits. *autocast* has float32",
+            "weights where they are trained and casts the products, *plain* has PEFT's float32",
+            "adapters and casts nothing, *pure* is bfloat16 throughout. A CPU's autocast leaves",
+            "layer norms in bfloat16, which a GPU's does in float32: `--device cuda` foretells",
+            "more there, for GPT-2 and the like.",
+            "",
+            *table(half),
             "",
         ]
     )
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the lines of a table and its summary."""
+    if not rows:
+        return ["No settings."]
+    heads = ("Case", "Parameters", "Rows × tokens", "Precision", "Predicted MiB", "Measured MiB",
+             "Error", "Highest in", "Activations")  # fmt: skip
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for row in rows:
+        cells = (
+            row["case"], f"{row['parameters'] / 1e6:.0f} M", f"{row['rows']} × {row['tokens']}",
+            CASES[row["case"]].mixing or "float32",
+            f"{row['predicted'] / 2**20:.0f}", f"{row['measured'] / 2**20:.0f}",
+            f"{100 * error(row):+.1f} %", row["moment"], row["source"],
+        )  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    off = [abs(error(row)) for row in rows]
+    exact = sum(row["exact_predicted"] == row["exact_measured"] for row in rows)
+    summary = (
+        f"{len(rows)} settings: median error {100 * median(off):.1f} %, worst "
+        f"{100 * max(off):.1f} %; weights, gradients and optimizer state are equal to the byte in "
+        f"{exact} of {len(rows)}."
+    )
+    return [*lines, "", summary]
 
 
 # --- one case
@@ -214,13 +306,11 @@ def measure(case: Case, trace: bool) -> dict[str, Any]:
     import torch
     from torch.profiler import ProfilerActivity, profile, record_function
 
-    from tunemath.space import read_space
-
-    space = read_space({"method": case.method, **case.settings})
-    predicted, source = predict(case, space, trace)
+    update = update_of(case)
+    predicted, source = predict(case, update, trace)
     torch.manual_seed(0)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step, model = prepared(case, space)
+        step, model = (plain if case.mixing else prepared)(case, update)
         for number in range(2):
             with record_function(f"step {number}"):
                 step()
@@ -247,41 +337,89 @@ def measure(case: Case, trace: bool) -> dict[str, Any]:
     }
 
 
-def predict(case: Case, space: Any, trace: bool) -> tuple[Any, str]:
-    """Return the memory that is foretold from the configuration, and how."""
-    from tunemath.budget import Step, step_memory
-    from tunemath.pipeline.costs import decoder_of, held_of
-    from tunemath.space import UNFREEZING, ledger_of
+def update_of(case: Case) -> Any:
+    """Return the contract's method, or PEFT's configuration where the case has one of its types."""
+    from tunemath.space import read_space
     from tunemath.space.blueprint.config import blueprint_of_config
+    from tunemath.space.methods import task_of
+    from tunemath.space.peft import AdapterConfig
 
-    def traced() -> Any:
-        from tunemath.runner.tracing import trace_curves
+    if case.method.isupper():
+        task = task_of(blueprint_of_config(case.config))
+        return AdapterConfig(case.method, task_type=task, **case.settings)
+    return read_space({"method": case.method, **case.settings})
 
-        return trace_curves(
-            case.config, space, rows, case.tokens,
-            checkpointing=case.checkpointing, attention=case.attention,
-        )  # fmt: skip
 
-    dpo = case.objective == "dpo"
-    rows = case.rows * (2 if dpo else 1)
-    ledger = ledger_of(blueprint_of_config(case.config), space)
-    attention = "eager" if case.attention == "eager" else "fused"
-    options: dict[str, Any] = {"attention": attention, "checkpointing": case.checkpointing}
-    closed = decoder_of(ledger.blueprint, ledger.change, **options) is not None and not trace
-    held = held_of(ledger, **options, traced=traced, trace=trace)
-    step = Step(
-        rows=rows,
+def predict(case: Case, update: Any, trace: bool) -> tuple[Any, str]:
+    """Return the memory that is foretold from the configuration, and how."""
+    from tunemath.pipeline.costs import Precision
+    from tunemath.pipeline.memory import Scenario
+    from tunemath.runner.blueprints import blueprint_from_transformers
+
+    half = {"dtype": "bfloat16", "mixing": case.mixing} if case.mixing else {}
+    scenario = Scenario(
+        blueprint_from_transformers(case.config),
+        update,
         tokens=case.tokens,
         supervised=supervised(case),
-        accumulation=case.accumulation,
+        batch=case.rows * case.accumulation,
+        micro_batch=case.rows,
+        objective=case.objective,  # pyright: ignore[reportArgumentType]
+        precision=Precision(**half),  # pyright: ignore[reportArgumentType]
         optimizer=case.optimizer,
-        reference=("copy" if case.method in UNFREEZING else "switched off") if dpo else "none",
+        checkpointing=case.checkpointing,
+        attention="eager" if case.attention == "eager" else "fused",
+        masked=case.masked,
+        logits="all" if case.mixing else "tiles",
+        trace=trace,
     )
-    return step_memory(held, step), "closed form" if closed else "traced"
+    return scenario.memory, scenario.held.source
 
 
 def supervised(case: Case) -> int:
     return max(1, round(case.share * (case.tokens - 1)))
+
+
+def plain(case: Case, update: Any) -> tuple[Any, Any]:
+    """Return a step in bfloat16 as a loop over transformers' own loss takes it, and the model."""
+    import torch
+
+    from tunemath.runner.blueprints import blueprint_of, build_from_config
+    from tunemath.runner.fakes import build_tuned
+    from tunemath.space.methods import task_of
+
+    task = task_of(blueprint_of(build_from_config(case.config, None)))
+    model = build_tuned(
+        case.config, update, task=task, dtype="bfloat16", attention=case.attention,
+        mixing=case.mixing,  # pyright: ignore[reportArgumentType]
+    )  # fmt: skip
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner.config.use_cache = False
+    if case.checkpointing:
+        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    ids = torch.randint(3, 4096, (case.rows, case.tokens))
+    inputs = {"input_ids": ids, "labels": ids}
+    if task == "SEQ_CLS":
+        inputs["labels"] = ids[:, 0] % 2
+    elif task == "TOKEN_CLS":
+        inputs["labels"] = ids % 2
+    if case.masked:
+        inputs["attention_mask"] = (torch.arange(case.tokens) < case.tokens - 8).expand_as(ids)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-5)
+    model.train()
+
+    def step() -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=case.mixing == "autocast"):
+            outputs = model(**inputs)
+        outputs.loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        del outputs
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step.held = lambda: held(model, trained, optimizer)  # type: ignore[attr-defined]
+    return step, model
 
 
 def prepared(case: Case, space: Any) -> tuple[Any, Any]:
@@ -342,19 +480,22 @@ def prepared(case: Case, space: Any) -> tuple[Any, Any]:
         optimizer.step()
         optimizer.zero_grad()
 
-    def held() -> int:
-        """Return the bytes of weights, gradients and optimizer state, tensor by tensor."""
-        seen = {p.data_ptr(): p.nbytes for p in model.parameters()}
-        state = sum(
-            value.nbytes
-            for values in optimizer.state.values()
-            for value in values.values()
-            if isinstance(value, torch.Tensor)
-        )
-        return sum(seen.values()) + sum(p.nbytes for p in trained) + state
-
-    step.held = held  # type: ignore[attr-defined]
+    step.held = lambda: held(model, trained, optimizer)  # type: ignore[attr-defined]
     return step, model
+
+
+def held(model: Any, trained: list[Any], optimizer: Any) -> int:
+    """Return the bytes of weights, gradients and optimizer state, tensor by tensor."""
+    import torch
+
+    seen = {p.data_ptr(): p.nbytes for p in model.parameters()}
+    state = sum(
+        value.nbytes
+        for values in optimizer.state.values()
+        for value in values.values()
+        if isinstance(value, torch.Tensor)
+    )
+    return sum(seen.values()) + sum(p.nbytes for p in trained) + state
 
 
 if __name__ == "__main__":

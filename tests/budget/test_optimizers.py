@@ -12,8 +12,9 @@ SHAPES = [(64, 96), (96,), (3, 8, 8), (1,)]
 TENSORS = [(shape, 2) for shape in SHAPES]
 
 
-def live_bytes(make, shapes):
-    parameters = [torch.nn.Parameter(torch.ones(shape)) for shape in shapes for _ in range(2)]
+def live_bytes(make, shapes, dtype=torch.float32):
+    ones = [torch.ones(shape, dtype=dtype) for shape in shapes for _ in range(2)]
+    parameters = [torch.nn.Parameter(each) for each in ones]
     optimizer = make(parameters)
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
@@ -37,6 +38,7 @@ def live_bytes(make, shapes):
 )  # fmt: skip
 def test_states_are_the_bytes_of_live_tensors(name, make):
     assert state_bytes(name, TENSORS) == live_bytes(make, SHAPES)
+    assert state_bytes(name, TENSORS, width=2) == live_bytes(make, SHAPES, torch.bfloat16)
 
 
 def test_muon_holds_one_moment_of_matrices_and_adamw_two_of_the_rest():

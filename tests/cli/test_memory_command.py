@@ -64,11 +64,15 @@ def test_terms_of_an_8b_model_by_hand(call, config):
 
 
 def test_four_bits_take_what_their_blocks_take(call, config):
-    _, found = product(call, config, "--quantise", "nf4-double", "--device", "cuda")
     linears = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
     others = 8_030_261_248 - linears
-    low = 2 * others + linears / 2 + linears / 64 + linears / 4096
-    assert low < terms(found)["base weights"]["bytes"] < low + 7 * 32 * 1200
+    asked = (config, "--quantise", "nf4-double", "--device", "cuda")
+    # PEFT's prepare_model_for_kbit_training casts all that is not quantised to float32.
+    for precision, width in (("autocast", 4), ("plain", 2), ("pure", 2)):
+        _, found = product(call, *asked, "--precision", precision)
+        low = width * others + linears / 2 + linears / 64 + linears / 4096
+        assert low < terms(found)["base weights"]["bytes"] < low + 7 * 32 * 1200
+        assert any("prepare_model_for_kbit" in note for note in found["notes"]) == (width == 4)
 
 
 def test_what_does_not_fit_says_what_would(call, config):
@@ -123,6 +127,130 @@ def test_dpo_pays_for_two_rows_and_a_reference(call, config):
     assert terms(full)["reference"]["bytes"] == 4 * 8_030_261_248
 
 
+def test_only_the_trained_tensors_of_the_base_are_float32(call, config):
+    base, norms = 8_030_261_248, 65 * 4096
+    _, found = product(call, config, "--method", "layernorm", "--device", "cuda")
+    assert terms(found)["base weights"]["bytes"] == 2 * (base - norms) + 4 * norms
+    assert terms(found)["gradients"]["bytes"] == 4 * norms
+    _, found = product(call, config, "--method", "full", "--device", "cuda")
+    assert terms(found)["base weights"]["bytes"] == 4 * base
+
+
+def test_pure_half_precision_holds_all_in_it(call, config):
+    base = 8_030_261_248
+    asked = (config, "--method", "full", "--device", "cuda", "--precision", "pure", "--batch", 1)
+    _, found = product(call, *asked)
+    sizes = {name: term["bytes"] for name, term in terms(found).items()}
+    assert sizes["base weights"] == sizes["gradients"] == 2 * base
+    assert sizes["optimizer state"] == 4 * base + 4 * (9 * 32 + 3)  # and each tensor's counter
+    assert found["dtype"] == "bfloat16"
+    assert found["saved_bytes"] == 2 * base
+
+
+def test_a_prompt_has_logits_where_all_are_held(call, config):
+    found = [
+        terms(
+            product(
+                call, config, "--method", "prompt", "--set", f"length={length}", "--logits", "all",
+                "--device", "cuda", "--batch", 4, "--length", 256,
+            )[1]
+        )["output layer"]["bytes"]
+        for length in (16, 200)
+    ]  # fmt: skip
+    # The logits in bfloat16; their log-softmax and the gradients of both in float32.
+    assert found == [(2 + 3 * 4) * 4 * (256 + length) * 128_256 for length in (16, 200)]
+
+
+SMALLER = {**LLAMA, "hidden_size": 256, "intermediate_size": 896, "num_hidden_layers": 6,
+           "num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 512}  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["autocast", "plain", "pure"])
+def test_a_trace_and_the_closed_form_agree_in_bfloat16(call, tmp_path, monkeypatch, precision):
+    monkeypatch.setenv("TUNEMATH_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(SMALLER), "utf-8")
+    asked = (path, "--dtype", "bfloat16", "--precision", precision, "--length", 256, "--device",
+             "cuda", "--batch", 4)  # fmt: skip
+    closed, traced = (product(call, *asked, *more)[1] for more in ((), ("--trace",)))
+    assert (closed["activations"], traced["activations"]) == ("closed form", "traced")
+    found, other = (terms(one)["activations"]["bytes"] for one in (closed, traced))
+    assert found == pytest.approx(other, rel=0.05)
+    assert closed["peak_bytes"] == pytest.approx(traced["peak_bytes"], rel=0.05)
+
+
+def test_why_a_trace_failed_is_said(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNEMATH_CACHE", str(tmp_path / "cache"))
+    path, adapter = tmp_path / "config.json", tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(SMALLER), "utf-8")
+    adapter.write_text(
+        json.dumps({"peft_type": "SHIRA", "task_type": "CAUSAL_LM", "r": 4,
+                    "target_modules": ["q_proj"]}),
+        "utf-8",
+    )  # fmt: skip
+    _, found = product(call, path, "--peft-config", adapter)
+    assert found["activations"] == "rough"
+    assert "can't be traced" in found["why_rough"]
+    assert any(found["why_rough"] in note for note in found["notes"])
+    _, out, _ = call(path, "--peft-config", adapter)
+    assert "the activations are a guess" in " ".join(out.split())
+
+
+def test_a_peft_configuration_is_foretold_as_the_same_method_is(call, config, tmp_path):
+    adapter = tmp_path / "adapter_config.json"
+    values = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 16, "lora_alpha": 32,
+              "target_modules": ["q_proj", "v_proj"]}  # fmt: skip
+    adapter.write_text(json.dumps(values), "utf-8")
+    same = ("--set", "rank=16", "--set", "targets=[q_proj,v_proj]")
+    ours = product(call, config, *same, "--device", "cuda", "--fit", "80GiB")[1]
+    theirs = product(call, config, "--peft-config", adapter, "--device", "cuda", "--fit", "80GiB")[
+        1
+    ]
+    assert theirs["method"] == "LORA"
+    for key in ("terms", "peak_bytes", "trainable", "step_flops", "largest"):
+        assert theirs[key] == ours[key]
+    adapter.write_text(json.dumps({**values, "target_modules": ["q_proj", "q_porj"]}), "utf-8")
+    code, out, err = call(config, "--peft-config", adapter)
+    assert (code, out) == (2, "")
+    assert "'q_porj', which matches nothing" in " ".join(err.split())
+
+
+# What PEFT publishes of training meta-llama/Llama-3.2-3B on a GPU: the most that torch reserved,
+# and what was trained; bfloat16 without autocast, 4 rows of up to 768 tokens, all logits held.
+# https://github.com/huggingface/peft, method_comparison/MetaMathQA/results, of July 2026
+LLAMA_3B = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 3072,
+    "intermediate_size": 8192, "num_hidden_layers": 28, "num_attention_heads": 24, "head_dim": 128,
+    "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": True,
+}  # fmt: skip
+QV = {"target_modules": ["q_proj", "v_proj"]}
+MLP = {"target_modules": ["up_proj", "gate_proj", "down_proj"]}
+PUBLISHED = [
+    ({"peft_type": "LORA", "r": 32, **QV}, 9_175_040, 22_292_725_760),
+    ({"peft_type": "LORA", "r": 64, "use_rslora": True, **QV}, 18_350_080, 22_561_161_216),
+    ({"peft_type": "LORA", "r": 32, "use_dora": True, **QV}, 9_289_728, 24_532_484_096),
+    ({"peft_type": "LORA", "r": 10, **MLP}, 9_461_760, 24_698_159_104),
+    ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 200}, 614_400, 24_394_072_064),
+    ({"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 200}, 11_468_800, 21_952_987_136),
+    (None, 3_212_749_824, 38_868_615_168),
+]
+
+
+@pytest.mark.parametrize(("adapter", "trained", "reserved"), PUBLISHED)
+def test_peaks_that_others_measured_on_a_gpu(call, tmp_path, adapter, trained, reserved):
+    path, file = tmp_path / "config.json", tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(LLAMA_3B), "utf-8")
+    how = ["--method", "full", "--precision", "pure"]
+    if adapter:
+        file.write_text(json.dumps({"task_type": "CAUSAL_LM", **adapter}), "utf-8")
+        how = ["--peft-config", file, "--precision", "plain"]
+    asked = ("--length", 768, "--batch", 4, "--masked", "--logits", "all", "--device", "cuda")
+    _, found = product(call, path, *how, *asked)
+    assert (found["trainable"], found["activations"]) == (trained, "closed form")
+    context = terms(found)["device context"]["bytes"]  # which torch does not count
+    assert found["peak_bytes"] - context == pytest.approx(reserved, rel=0.06)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -131,6 +259,11 @@ def test_dpo_pays_for_two_rows_and_a_reference(call, config):
         (["--reference", "copy"], "has no meaning for --objective sft"),
         (["--batch", "6", "--micro-batch", "4"], "--micro-batch 4 does not divide --batch 6"),
         (["--supervised", "9", "--length", "8"], "--supervised 9 is more than --length 8"),
+        (["--precision", "bf16"], "--precision bf16: expected one of autocast, plain, pure"),
+        (["--precision", "pure", "--dtype", "float32"], "has no meaning for --dtype float32"),
+        (["--precision", "plain", "--method", "full"], "has no meaning for --method full"),
+        (["--peft-config", "x.json", "--set", "rank=2"], "no meaning beside --peft-config"),
+        (["--peft-config", "none.json"], "none.json does not exist"),
         (["--fit", "24 gigs"], "'24 gigs' is no size; expected one such as 24GiB"),
         (["--method", "lorra"], "did you mean lora?"),
         (["--set", "targets=[q_porj]"], "'q_porj' matches no layer"),

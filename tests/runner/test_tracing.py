@@ -10,10 +10,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from tunemath.errors import ModelError
-from tunemath.pipeline.costs import decoder_of
+from tunemath.pipeline.decoders import Setting as Passing
+from tunemath.pipeline.decoders import decoder_of
 from tunemath.runner.blueprints import build_from_config
 from tunemath.runner.models import attach_adapter
-from tunemath.runner.tracing import trace_curves, trace_passes
+from tunemath.runner.tracing import Setting, trace_curves, trace_passes
 from tunemath.space import ledger_of, read_space
 from tunemath.space.blueprint.config import blueprint_of_config
 
@@ -109,8 +110,7 @@ CLOSED = [
 def test_closed_forms_are_near_what_torch_allocates(kind, method, settings, how):
     config, space = config_of(kind), read_space({"method": method, **settings})
     ledger = ledger_of(blueprint_of_config(config), space)
-    options = {**how, "attention": "eager"} if "attention" in how else how
-    closed = decoder_of(ledger.blueprint, ledger.change, **options)
+    closed = decoder_of(ledger.blueprint, ledger.change, Passing(**how))
     assert closed is not None
     planned = closed.passes(ROWS, TOKENS)
     kept, backward = measured(config, space, **how)
@@ -159,6 +159,62 @@ def test_nothing_real_is_allocated(tmp_path):
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     assert sum(max(0, e.nbytes()) for e in events) < 1 << 24
     assert curves.passes(4, 128).kept > 1 << 26
+
+
+NEOX = {
+    "model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"], "hidden_size": 64,
+    "intermediate_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4, "vocab_size": 96,
+}  # fmt: skip
+PHI = {**SMALL, "model_type": "phi", "architectures": ["PhiForCausalLM"]}
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "phi", "olmo2", "gemma2", "qwen3_moe"])
+def test_traces_heed_the_dtype(kind, tmp_path):
+    config = {"gpt_neox": NEOX, "phi": PHI}.get(kind) or config_of(kind)
+    space = read_space({"method": "full"})
+    kept = {}
+    for dtype, mixing in (("float32", "autocast"), ("bfloat16", "pure"), ("bfloat16", "autocast")):
+        setting = Setting(dtype=dtype, mixing=mixing, device="cuda")
+        curves = trace_curves(config, space, ROWS, TOKENS, setting, cache=tmp_path)
+        kept[mixing if dtype == "bfloat16" else dtype] = curves.passes(ROWS, TOKENS).kept
+    # Products, gates and attention halve; what norms and softmax need in float32 stays.
+    assert 0.5 * kept["float32"] < kept["pure"] < 0.8 * kept["float32"]
+    assert kept["pure"] < kept["autocast"] < 1.15 * kept["float32"]
+
+
+ENCODER = {
+    "model_type": "roberta", "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "vocab_size": 96, "max_position_embeddings": 130, "pad_token_id": 1,
+}  # fmt: skip
+T5 = {
+    "model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "d_model": 64, "d_ff": 128,
+    "d_kv": 16, "num_layers": 2, "num_heads": 4, "vocab_size": 96, "is_encoder_decoder": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "bitfit"])
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("RobertaForSequenceClassification", "SEQ_CLS"),
+        ("RobertaForTokenClassification", "TOKEN_CLS"),
+        ("RobertaForMaskedLM", "CAUSAL_LM"),
+        ("RobertaModel", "FEATURE_EXTRACTION"),
+    ],
+)
+def test_models_that_are_no_decoders_are_traced_with_their_task(name, task, method, tmp_path):
+    config = {**ENCODER, "architectures": [name]}
+    targets = {"targets": ["query", "value"]} if method == "lora" else {}
+    space = read_space({"method": method, **targets})
+    setting = Setting(task=task, masked=True)
+    curves = trace_curves(config, space, ROWS, 64, setting, cache=tmp_path)
+    assert curves.passes(ROWS, 64).kept > 4 * 4 * 64 * 64 * ROWS  # a float32 stream in each layer
+
+
+def test_a_model_of_two_stacks_is_traced(tmp_path):
+    space = read_space({"method": "lora", "targets": ["q", "v"]})
+    setting = Setting(task="SEQ_2_SEQ_LM")
+    assert trace_curves(T5, space, ROWS, 64, setting, cache=tmp_path).passes(ROWS, 64).kept > 0
 
 
 def test_a_model_that_cannot_be_traced_says_why():

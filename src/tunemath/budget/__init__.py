@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from tunemath.budget.activations import (
+    MIXINGS,
     Activations,
     Attention,
     Curves,
     Decoder,
     DecoderLayer,
     Linear,
+    Mixing,
+    Numbers,
     Passes,
 )
 from tunemath.budget.compute import Training, attended_pairs, forward_flops, training_flops
@@ -36,6 +39,7 @@ from tunemath.budget.shapes import Shapes
 
 __all__ = [
     "DTYPES",
+    "MIXINGS",
     "OPTIMIZERS",
     "QUANTISATIONS",
     "Activations",
@@ -48,6 +52,8 @@ __all__ = [
     "Held",
     "Linear",
     "Memory",
+    "Mixing",
+    "Numbers",
     "Passes",
     "Quantisation",
     "Reference",

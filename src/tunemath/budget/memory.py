@@ -42,9 +42,9 @@ _WHOLE = {"cpu": 1 << 26, "cuda": 1 << 28}
 _OUTPUT_ROWS = 6
 # What a GPU's driver and libraries take before anything is allocated; it differs by their versions.
 _CONTEXT = {"cpu": 0, "cuda": 1 << 29}
-# Arrays of V numbers a position where all logits are held: logits, their log-softmax, the
-# gradients of both.
-_ALL_LOGITS = 4
+# Arrays of V float32 numbers a position where all logits are held, beside the logits as the output
+# layer gives them: their log-softmax, and the gradients of both.
+_ALL_LOGITS = 3
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,20 @@ class Held:
     base: int
     """Bytes of the base's weights as they lie in memory: `weight_bytes`."""
     added: Tensors
-    """Shapes of the tensors that the method adds, float32."""
+    """Shapes of the tensors that the method adds."""
     unfrozen: Tensors
-    """Shapes of the base's own trained tensors, float32."""
+    """Shapes of the base's own trained tensors."""
     hidden: int
     vocab: int
+    """V, the logits a position; 0 for a model without an output layer over tokens."""
     activations: Activations
+    trained: int = _FLOAT32
+    """Bytes of a trained number, of its gradient, and of its moments where these are as wide."""
     head_trained: bool = False
+    head_copy: int = 0
+    """Bytes of the output layer's weight as it is cast for all logits."""
+    prompt: int = 0
+    """P, virtual tokens that are places of every row, and so have logits."""
     largest_layer: int = 0
     """Bytes of the largest layer's weights, which devices that share them gather."""
     dequantised: int = 0
@@ -93,6 +100,8 @@ class Held:
     """The relative error of the activations' bytes."""
     source: Literal["closed form", "traced", "rough"] = "closed form"
     """Where the activations come from."""
+    why: str = ""
+    """Why they could not be traced, where they are rough."""
 
 
 @dataclass(frozen=True)
@@ -176,9 +185,9 @@ def step_memory(held: Held, step: Step) -> Memory:
     """Return the memory of one optimizer step after the first.
 
     Weights, gradients and optimizer state follow from counts. The passes' share is
-    ``held.activations``; the output layer's is some rows of D and a tile of logits, or four arrays
-    of V numbers a position where all logits are held. What is highest is the forward or backward
-    pass, the output layer between them, DPO's reference pass, or the optimizer's step.
+    ``held.activations``; the output layer's is some rows of D and a tile of logits, or where all
+    logits are held these and three arrays of V float32 a position. What is highest is the forward
+    or backward pass, the output layer between them, DPO's reference pass, or the optimizer's step.
 
     Returns bytes, without the allocator's rounding.
     """
@@ -186,11 +195,11 @@ def step_memory(held: Held, step: Step) -> Memory:
         rows=step.rows, tokens=step.tokens, supervised=step.supervised
     )
     trained = [*held.added, *held.unfrozen]
-    added = _FLOAT32 * _elements(held.added)
-    gradients = _FLOAT32 * _elements(trained)
+    added = held.trained * _elements(held.added)
+    gradients = held.trained * _elements(trained)
     fresh = step.accumulation == 1
     share = [step.devices if step.zero >= level else 1 for level in (1, 2, 3)]
-    state = -(-state_bytes(step.optimizer, trained) // share[0])
+    state = -(-state_bytes(step.optimizer, trained, width=held.trained) // share[0])
     owned = -(-gradients // share[1])
     weights = -(-held.base // share[2])
     gathered = (2 * held.largest_layer if share[2] > 1 else 0) + held.dequantised
@@ -199,8 +208,9 @@ def step_memory(held: Held, step: Step) -> Memory:
     output = _output_bytes(held, step, rows * supervised)
     whole_head = held.head_trained and step.logits == "tiles"
     # A trained head's gradient is made with the loss, also where it is then added to another.
-    head = _FLOAT32 * held.vocab * held.hidden if whole_head else 0
+    head = held.trained * held.vocab * held.hidden if whole_head else 0
     before = 0 if fresh else owned
+    stepping = step_bytes(step.optimizer, trained, width=held.trained, device=step.device)
     # (when, gradients, activations, output layer, working space)
     moments = [
         ("forward pass", before, passes.kept, 0, passes.forward - passes.kept),
@@ -212,7 +222,7 @@ def step_memory(held: Held, step: Step) -> Memory:
             0,
             0,
         ),
-        ("optimizer step", owned, 0, 0, step_bytes(step.optimizer, trained, device=step.device)),
+        ("optimizer step", owned, 0, 0, stepping),
     ]
     if step.reference in ("switched off", "copy"):
         rows_kept = held.element * held.hidden * rows * supervised
@@ -237,14 +247,16 @@ def step_memory(held: Held, step: Step) -> Memory:
 def _reference_bytes(held: Held, step: Step) -> int:
     """Return what DPO's reference holds between passes."""
     if step.reference == "copy":
-        own = _FLOAT32 * _elements(held.unfrozen)
-        return own or held.base
+        return held.trained * _elements(held.unfrozen) or held.base
     return 0
 
 
 def _output_bytes(held: Held, step: Step, supervised: int) -> int:
     if step.logits == "all":
-        return _ALL_LOGITS * _FLOAT32 * step.rows * step.tokens * held.vocab
+        places = step.rows * (step.tokens + held.prompt)
+        return (_ALL_LOGITS * _FLOAT32 + held.element) * places * held.vocab + held.head_copy
+    if not held.vocab:
+        return 0
     rows = _OUTPUT_ROWS * supervised * held.hidden * held.element
     tile = _TILE[step.device]
     if held.head_trained:

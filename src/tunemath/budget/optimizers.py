@@ -26,12 +26,14 @@ class _Optimizer:
     eight_bit: bool = False
     factored: bool = False
     matrices_only: bool = False
+    follows: bool = False
+    """Whether the moments are of the tensor's dtype; bitsandbytes' and Adafactor's are float32."""
     temporaries: int = 0
     """Arrays as large as the largest tensor that a step makes on a CPU."""
 
 
 _KNOWN = {
-    "adamw": _Optimizer(2, counter=True, temporaries=2),
+    "adamw": _Optimizer(2, counter=True, follows=True, temporaries=2),
     "adamw_8bit": _Optimizer(2, eight_bit=True),
     "paged_adamw": _Optimizer(2),
     "paged_adamw_8bit": _Optimizer(2, eight_bit=True),
@@ -39,21 +41,22 @@ _KNOWN = {
     "sgd": _Optimizer(0),
     "lion": _Optimizer(1),
     "lion_8bit": _Optimizer(1, eight_bit=True),
-    "muon": _Optimizer(1, matrices_only=True, temporaries=4),
+    "muon": _Optimizer(1, matrices_only=True, follows=True, temporaries=4),
 }
 
 OPTIMIZERS = tuple(_KNOWN)
 """Every optimizer whose memory is known."""
 
 
-def state_bytes(optimizer: str, tensors: Tensors) -> int:
-    """Return the bytes that an optimizer holds between steps, exactly.
+def state_bytes(optimizer: str, tensors: Tensors, *, width: int = _FLOAT32) -> int:
+    """Return the bytes that an optimizer holds between steps, exactly; ``width`` of a number.
 
     A tensor of n float32 elements costs: ``adamw`` ``8 n + 4`` (two moments and a counter),
     ``paged_adamw`` ``8 n``, ``lion`` ``4 n``, ``sgd`` (without momentum) 0; the ``_8bit`` forms
     ``m (n + 4 ⌈n/256⌉)`` with m moments, or ``4 m n`` where n < 4096; ``adafactor`` without first
     moment one number a row, one a column and one more, and ``4 n + 4`` for a vector; ``muon``
-    ``4 n`` for a matrix, and AdamW's for the rest.
+    ``4 n`` for a matrix, and AdamW's for the rest. In half precision the moments of ``adamw`` and
+    ``muon`` take half, the others' as much.
 
     >>> state_bytes("adamw", [((64, 576), 2)])
     589832
@@ -62,10 +65,12 @@ def state_bytes(optimizer: str, tensors: Tensors) -> int:
     blockwise optimizers (Dettmers et al. 2021, arXiv 2110.02861).
     """
     rule = _rule(optimizer)
-    return sum(count * _state(rule, shape) for shape, count in tensors)
+    return sum(count * _state(rule, shape, width) for shape, count in tensors)
 
 
-def step_bytes(optimizer: str, tensors: Tensors, *, device: str = "cpu") -> int:
+def step_bytes(
+    optimizer: str, tensors: Tensors, *, width: int = _FLOAT32, device: str = "cpu"
+) -> int:
     """Return the bytes that a step makes and forgets.
 
     On a CPU tensors are stepped one by one, and the largest decides; elsewhere AdamW steps all of
@@ -73,8 +78,8 @@ def step_bytes(optimizer: str, tensors: Tensors, *, device: str = "cpu") -> int:
     """
     rule, sizes = _rule(optimizer), [(prod(shape), count) for shape, count in tensors]
     if device != "cpu" and optimizer == "adamw":
-        return _FLOAT32 * sum(size * count for size, count in sizes)
-    return _FLOAT32 * rule.temporaries * max((size for size, _ in sizes), default=0)
+        return width * sum(size * count for size, count in sizes)
+    return width * rule.temporaries * max((size for size, _ in sizes), default=0)
 
 
 def _rule(optimizer: str) -> _Optimizer:
@@ -85,12 +90,13 @@ def _rule(optimizer: str) -> _Optimizer:
     return _KNOWN[optimizer]
 
 
-def _state(rule: _Optimizer, shape: tuple[int, ...]) -> int:
+def _state(rule: _Optimizer, shape: tuple[int, ...], width: int) -> int:
     n = prod(shape)
     if rule.factored and len(shape) > 1:
         return _FLOAT32 * (n // shape[-1] + n // shape[-2] + rule.counter)
     if rule.matrices_only and len(shape) != 2:
-        return _state(_KNOWN["adamw"], shape)
+        return _state(_KNOWN["adamw"], shape, width)
     if rule.eight_bit and n >= _SMALL:
         return rule.moments * (n + _FLOAT32 * -(-n // _BLOCK))
-    return _FLOAT32 * (rule.moments * n + rule.counter)
+    moment = width if rule.follows else _FLOAT32
+    return moment * rule.moments * n + _FLOAT32 * rule.counter

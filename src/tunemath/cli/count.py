@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunemath.cli.options import AsJson, Method, MethodSettings, ModelPath, print_json
+from tunemath.cli.options import (
+    AsJson,
+    Method,
+    MethodSettings,
+    ModelPath,
+    PeftConfigPath,
+    print_json,
+)
 from tunemath.errors import ContractError, ModelError
 
 if TYPE_CHECKING:
@@ -17,7 +24,7 @@ if TYPE_CHECKING:
     from tunemath.space import Blueprint
     from tunemath.space.peft import AdapterConfig
 
-__all__ = ["blueprint_at", "register"]
+__all__ = ["blueprint_at", "refuse_beside", "register", "unmatched_words"]
 
 _BAD_INPUT = 2
 # PEFT's types of the contract's methods that reach a model otherwise than by its modules.
@@ -34,9 +41,7 @@ def _count(
     model: ModelPath,
     method: Method = "full",
     settings: MethodSettings = None,
-    peft_config: Annotated[
-        Path | None, typer.Option("--peft-config", help="PEFT's adapter_config.json, as it is.")
-    ] = None,
+    peft_config: PeftConfigPath = None,
     task: Annotated[
         str | None,
         typer.Option("--task", help="PEFT's task_type, which chooses the class: CAUSAL_LM, …"),
@@ -55,7 +60,7 @@ def _count(
         product, problems = _of_method(model, method, settings or (), task)
     else:
         for name, option in (("method", "--method"), ("settings", "--set")):
-            _refuse_beside(context, name, option)
+            refuse_beside(context, name, option)
         product, problems = _of_peft(model, peft_config, task)
     if as_json:
         print_json(product)
@@ -71,7 +76,8 @@ def _count(
         raise typer.Exit(_BAD_INPUT)
 
 
-def _refuse_beside(context: typer.Context, name: str, option: str) -> None:
+def refuse_beside(context: typer.Context, name: str, option: str) -> None:
+    """Refuse an option that was given beside ``--peft-config``."""
     source = context.get_parameter_source(name)
     if source is not None and source.name != "DEFAULT":
         raise ContractError(
@@ -132,7 +138,7 @@ def _of_peft(model: str, path: Path, task: str | None) -> tuple[dict[str, Any], 
         unknown_keys=[*config.unknown],
     )
     warnings = [f"warning: {path} has {key}, which PEFT does not know" for key in config.unknown]
-    errors = [_unmatched(blueprint, config, name) for name in ledger.unmatched]
+    errors = [f"error: {unmatched_words(blueprint, config, name)}" for name in ledger.unmatched]
     return product, warnings + errors
 
 
@@ -146,7 +152,7 @@ def _chooses_layers(config: AdapterConfig) -> bool:
     )
 
 
-def _unmatched(blueprint: Blueprint, config: AdapterConfig, name: str) -> str:
+def unmatched_words(blueprint: Blueprint, config: AdapterConfig, name: str) -> str:
     """Return what is said of a name that matches nothing, with those near it."""
     from tunemath.space import near_names
     from tunemath.space.coverage import near_parameters
@@ -156,7 +162,7 @@ def _unmatched(blueprint: Blueprint, config: AdapterConfig, name: str) -> str:
     near = (near_parameters if field == "target_parameters" else near_names)(blueprint, name)
     hint = f"; near it: {', '.join(near)}" if near else ""
     return (
-        f"error: {field} has {name!r}, which matches nothing in this model{hint}; correct it or "
+        f"{field} has {name!r}, which matches nothing in this model{hint}; correct it or "
         "leave it out"
     )
 

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from tunemath.cli.options import AsJson, Method, MethodSettings, ModelPath, print_json
+from tunemath.cli.options import (
+    AsJson,
+    Method,
+    MethodSettings,
+    ModelPath,
+    PeftConfigPath,
+    print_json,
+)
 from tunemath.errors import ContractError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from tunemath.pipeline.memory import Scenario
+    from tunemath.space import Blueprint, UpdateSpace
+    from tunemath.space.peft import AdapterConfig
 
 __all__ = ["register"]
 
@@ -25,9 +38,11 @@ def register(app: typer.Typer) -> None:
 
 
 def _memory(
+    context: typer.Context,
     model: ModelPath,
     method: Method = "lora",
     settings: MethodSettings = None,
+    peft_config: PeftConfigPath = None,
     length: Annotated[
         int, typer.Option("--length", "-T", min=1, help="Tokens of the longest row.")
     ] = 1024,
@@ -42,6 +57,14 @@ def _memory(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; by the device if not given.")
     ] = None,
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="In half precision: autocast (what is trained is float32, products are cast, as "
+            "by the Trainer's bf16), plain (float32 adapters, nothing cast around them), or pure "
+            "(weights, gradients and optimizer state in --dtype)."
+        ),
+    ] = "autocast",
     quantise: Annotated[
         str | None, typer.Option(help="The base's linear layers: nf4, nf4-double or int8.")
     ] = None,
@@ -80,23 +103,25 @@ def _memory(
     Example: `tunemath memory path/to/model --method lora --set rank=16 --length 2048 --fit 24GiB`
 
     `tunemath memory config.json --method full --objective dpo --optimizer adamw_8bit --json`
+
+    `tunemath memory config.json --peft-config adapter_config.json --logits all --precision plain`
     """
     from tunemath.budget import (
         DTYPES,
+        MIXINGS,
         OPTIMIZERS,
         QUANTISATIONS,
         parse_size,
         this_device,
     )  # fmt: skip
-    from tunemath.cli.count import blueprint_at
     from tunemath.pipeline.costs import Precision
     from tunemath.pipeline.memory import Scenario, memory_product
     from tunemath.report.memory import memory_view
-    from tunemath.space import parse_space
 
     for option, value, known in (
         ("--objective", objective, _OBJECTIVES),
         ("--dtype", dtype, (*DTYPES, None)),
+        ("--precision", precision, MIXINGS),
         ("--quantise", quantise, (*QUANTISATIONS, None)),
         ("--optimizer", optimizer, OPTIMIZERS),
         ("--attention", attention, ("fused", "eager")),
@@ -118,19 +143,25 @@ def _memory(
         limit = None if fit is None else parse_size(fit)
     except ValueError as error:
         raise ContractError(f"--fit {error}") from None
-    space = parse_space(method, settings or ())
     kind = cast(Any, device or this_device().kind)
+    if dtype is None:
+        dtype = "float32" if kind == "cpu" and precision == "autocast" else "bfloat16"
+    if precision != "autocast" and dtype == "float32":
+        raise ContractError(
+            f"--precision {precision} has no meaning for --dtype float32, in which all is float32; "
+            "leave one of them out"
+        )
+    blueprint, space, class_task = _subject(context, model, method, settings or (), peft_config)
     scenario = Scenario(
-        blueprint=blueprint_at(model, None),
+        blueprint=blueprint,
         space=space,
+        class_task=class_task,
         tokens=length,
         supervised=supervised or length,
         batch=batch,
         micro_batch=micro_batch,
         objective=cast(Any, objective),
-        precision=Precision(
-            dtype or ("float32" if kind == "cpu" else "bfloat16"), cast(Any, quantise)
-        ),
+        precision=Precision(dtype, cast(Any, quantise), cast(Any, precision)),
         optimizer=optimizer,
         checkpointing=checkpointing,
         attention=cast(Any, attention),
@@ -142,6 +173,11 @@ def _memory(
         device=kind,
         trace=trace,
     )
+    if precision == "plain" and scenario.unfreezes:
+        raise ContractError(
+            f"--precision plain has no meaning for --method {method}, which trains the base's own "
+            "weights: their products need autocast, or pure"
+        )
     product = {**_about(scenario), **memory_product(scenario, limit)}
     if as_json:
         print_json(product)
@@ -153,6 +189,32 @@ def _memory(
         raise typer.Exit(_DOES_NOT_FIT)
 
 
+def _subject(
+    context: typer.Context,
+    model: str,
+    method: str,
+    settings: Sequence[str],
+    peft_config: Path | None,
+) -> tuple[Blueprint, UpdateSpace | AdapterConfig, str | None]:
+    """Return the model, what is done to it, and PEFT's task where that chooses its class."""
+    from tunemath.cli.count import blueprint_at, refuse_beside, unmatched_words
+    from tunemath.space import parse_space
+    from tunemath.space.peft import AdapterConfig, peft_change
+
+    if peft_config is None:
+        return blueprint_at(model, None), parse_space(method, settings), None
+    for name, option in (("method", "--method"), ("settings", "--set")):
+        refuse_beside(context, name, option)
+    config = AdapterConfig.read(peft_config)
+    for key in config.unknown:
+        print(f"warning: {peft_config} has {key}, which PEFT does not know", file=sys.stderr)
+    task = config["task_type"]
+    blueprint = blueprint_at(model, task)
+    for name in peft_change(blueprint, config).unmatched:
+        raise ContractError(unmatched_words(blueprint, config, name))
+    return blueprint, config, task
+
+
 def _about(scenario: Scenario) -> dict[str, Any]:
     from tunemath.pipeline.costs import saved_bytes
 
@@ -160,13 +222,26 @@ def _about(scenario: Scenario) -> dict[str, Any]:
     return {
         "model_type": scenario.blueprint.model_type,
         "architecture": scenario.blueprint.architecture,
-        "method": scenario.space.method,
+        "method": scenario.method,
         "trainable": ledger.trainable,
         "total": ledger.total,
         "dtype": scenario.precision.dtype,
+        "precision": scenario.precision.mixing,
         "quantisation": scenario.precision.quantisation,
         "optimizer": scenario.optimizer,
         "step_flops": scenario.flops,
-        "saved_bytes": saved_bytes(ledger),
-        "notes": list(ledger.notes),
+        "saved_bytes": saved_bytes(ledger, scenario.precision.trained),
+        "notes": [*ledger.notes, *_notes(scenario)],
     }
+
+
+def _notes(scenario: Scenario) -> Iterator[str]:
+    """Yield what is taken for granted, and could be otherwise."""
+    precision = scenario.precision
+    if precision.quantisation is not None and precision.held != precision.dtype:
+        yield (
+            "what is not quantised is float32, as PEFT's prepare_model_for_kbit_training leaves "
+            f"it; with --precision plain it is {precision.dtype}"
+        )
+    if scenario.held.why:
+        yield f"the activations are a guess: {scenario.held.why}"

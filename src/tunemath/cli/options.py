@@ -28,6 +28,7 @@ __all__ = [
     "MethodSettings",
     "ModelPath",
     "Overrides",
+    "PeftConfigPath",
     "RunFolderArgument",
     "Runs",
     "StageProgress",
@@ -48,6 +49,9 @@ Method = Annotated[str, typer.Option("--method", "-m", help="As `space.method` i
 MethodSettings = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="The method's, as in rank=16."),
+]
+PeftConfigPath = Annotated[
+    Path | None, typer.Option("--peft-config", help="PEFT's adapter_config.json, as it is.")
 ]
 Overrides = Annotated[
     list[str] | None,

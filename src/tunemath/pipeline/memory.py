@@ -22,18 +22,20 @@ from tunemath.budget import (
 )
 from tunemath.errors import ModelError
 from tunemath.extras import install_command
-from tunemath.pipeline.costs import Precision, held_of, training_of
+from tunemath.pipeline.costs import Precision, Setting, held_of, training_of
+from tunemath.pipeline.decoders import virtual_places
 from tunemath.space import (
     UNFREEZING,
     Blueprint,
     Ledger,
+    PromptSpace,
     UpdateSpace,
     ledger_of,
     positions_of,
     read_space,
-    virtual_tokens,
 )
-from tunemath.space.methods import task_of
+from tunemath.space.methods import peft_settings, task_of
+from tunemath.space.peft import AdapterConfig, peft_ledger
 
 __all__ = ["Scenario", "memory_product"]
 
@@ -47,7 +49,7 @@ class Scenario:
     """All that the memory of a step depends on; a variant is a `dataclasses.replace` away."""
 
     blueprint: Blueprint
-    space: UpdateSpace
+    space: UpdateSpace | AdapterConfig
     tokens: int
     """T, the tokens of the longest row."""
     supervised: int
@@ -71,6 +73,8 @@ class Scenario:
     trace: bool = False
     traced_at: tuple[int, int] | None = None
     """The rows and tokens at which activations are traced; its own where None."""
+    class_task: str | None = None
+    """PEFT's task by which the model's class was chosen, where its configuration does not."""
 
     @property
     def sides(self) -> int:
@@ -86,12 +90,32 @@ class Scenario:
     def most_tokens(self) -> int:
         """The longest row that the model's positions leave room for."""
         limit = positions_of(self.blueprint).limit
-        return _MOST_TOKENS if limit is None else max(0, limit - virtual_tokens(self.space))
+        taken = sum(virtual_places(self.blueprint, self.ledger.change) or ())
+        return _MOST_TOKENS if limit is None else max(0, limit - taken)
 
     @cached_property
     def ledger(self) -> Ledger:
         """What is trained."""
+        if isinstance(self.space, AdapterConfig):
+            return peft_ledger(self.blueprint, self.space)
         return ledger_of(self.blueprint, self.space, task_type=task_of(self.blueprint))
+
+    @property
+    def method(self) -> str:
+        """The contract's method, or PEFT's type."""
+        return self.space.peft_type if isinstance(self.space, AdapterConfig) else self.space.method
+
+    @property
+    def unfreezes(self) -> bool:
+        """Whether the method trains the base's own weights."""
+        return self.method in UNFREEZING
+
+    @property
+    def rank(self) -> int:
+        """The rank that can be changed; 0 where there is none."""
+        if isinstance(self.space, AdapterConfig):
+            return self.space["r"] if self.method == "LORA" else 0
+        return getattr(self.space, "rank", 0)
 
     @cached_property
     def memory(self) -> Memory:
@@ -106,8 +130,7 @@ class Scenario:
         length = tokens or self.tokens
         reference: Reference = "none"
         if self.objective == "dpo":
-            own = self.space.method in UNFREEZING
-            reference = self.reference or ("copy" if own else "switched off")
+            reference = self.reference or ("copy" if self.unfreezes else "switched off")
         step = Step(
             rows=examples * self.sides,
             tokens=length,
@@ -125,15 +148,23 @@ class Scenario:
     @cached_property
     def held(self) -> Held:
         """What model and method hold, whatever the rows are."""
-        return held_of(
-            self.ledger,
+        space = self.space
+        is_peft = isinstance(space, AdapterConfig)
+        setting = Setting(
             self.precision,
             attention=self.attention,
             masked=self.masked,
             checkpointing=self.checkpointing,
-            dropout=getattr(self.space, "dropout", 0.0) > 0,
+            dropout=bool(space.get("lora_dropout") if is_peft else getattr(space, "dropout", 0.0)),
+            device=self.device,
+            prompt_in_rows=is_peft or self.logits == "all",
+        )
+        return held_of(
+            self.ledger,
+            setting,
             traced=self._traced,
             trace=self.trace,
+            peft_type=space.peft_type if is_peft else "LORA",
         )
 
     @property
@@ -155,18 +186,25 @@ class Scenario:
     def _traced(self) -> Activations:
         """Trace by torch, or say what that needs."""
         try:
-            from tunemath.runner.tracing import trace_curves
+            from tunemath.runner import tracing
         except ImportError as error:
             raise ModelError(
                 f"the activations of {self.blueprint.model_type or 'this model'} are traced, which "
                 f"needs {error.name}; run: {install_command('train')}"
             ) from error
         rows, tokens = self.traced_at or (self.rows, self.tokens)
-        return trace_curves(
-            self.blueprint.config, self.space, rows, tokens,
-            checkpointing=self.checkpointing,
+        precision, space = self.precision, self.space
+        task = task_of(self.blueprint)
+        if isinstance(space, PromptSpace) and self.logits == "all":  # in every row, as PEFT's
+            kind, values = peft_settings(space, task)
+            space = AdapterConfig(kind, **values)
+        setting = tracing.Setting(
+            task=task, class_task=self.class_task, dtype=precision.dtype, base=precision.held,
+            quantised=precision.quantisation is not None, mixing=precision.mixing,
+            device=self.device, checkpointing=self.checkpointing, masked=self.masked,
             attention="eager" if self.attention == "eager" else "sdpa",
         )  # fmt: skip
+        return tracing.trace_curves(self.blueprint.config, space, rows, tokens, setting)
 
 
 def memory_product(
@@ -195,6 +233,7 @@ def memory_product(
         "tokens": scenario.tokens,
         "supervised": scenario.supervised,
         "activations": scenario.held.source,
+        "why_rough": scenario.held.why,
         "device": scenario.device,
         "limit_bytes": limit,
     }
@@ -218,8 +257,7 @@ def _fitting(scenario: Scenario, limit: int, contract: bool) -> dict[str, Any]:
             lambda n: scenario.of_size(tokens=n).peak <= limit, most=scenario.most_tokens, step=8
         ),
     }
-    rank = getattr(scenario.space, "rank", None)
-    if rank and closed:  # each rank would be a trace of its own
+    if scenario.rank and closed:  # each rank would be a trace of its own
         most = max(min(m.d_in, m.d_out) for m in scenario.ledger.change.targets)
         sizes["rank"] = largest(lambda r: _fits(_of_rank(scenario, r), limit), most=most)
     changes = [
@@ -242,8 +280,10 @@ def _of_length(scenario: Scenario, tokens: int) -> Scenario:
 
 
 def _of_rank(scenario: Scenario, rank: int) -> Scenario:
-    space = scenario.space.model_copy(update={"rank": rank})
-    return replace(scenario, space=space)
+    space = scenario.space
+    if isinstance(space, AdapterConfig):
+        return replace(scenario, space=space.having(r=rank))
+    return replace(scenario, space=space.model_copy(update={"rank": rank}))
 
 
 @dataclass(frozen=True)
@@ -282,7 +322,6 @@ def _changes(scenario: Scenario, limit: int, contract: bool) -> Iterator[_Change
 
 
 def _every_change(s: Scenario, limit: int, contract: bool) -> Iterator[_Change]:
-    unfreezes = s.space.method in UNFREEZING
     if s.logits == "all":
         yield _Change(
             "logits by tiles", "--logits tiles", "none: the same loss, and faster",
@@ -306,12 +345,14 @@ def _every_change(s: Scenario, limit: int, contract: bool) -> Iterator[_Change]:
             to,
         )
     if not contract:
-        yield from _by_other_trainers(s, limit, unfreezes)
-    rank = getattr(s.space, "rank", 0)
-    if rank > 1:
-        setting = f"space.rank={rank // 2}" if contract else f"--set rank={rank // 2}"
-        yield _Change(f"rank {rank // 2}", setting, "another update", _of_rank(s, rank // 2))
-    if s.space.method == "full":
+        yield from _by_other_trainers(s, limit)
+    half = s.rank // 2
+    if half:
+        setting = f"space.rank={half}" if contract else f"--set rank={half}"
+        if isinstance(s.space, AdapterConfig):
+            setting = f"r={half} in --peft-config"
+        yield _Change(f"rank {half}", setting, "another update", _of_rank(s, half))
+    if s.method == "full":
         yield _Change(
             "LoRA of rank 8", "space.method=lora" if contract else "--method lora",
             "another method: see whether the task needs more",
@@ -325,20 +366,20 @@ def _every_change(s: Scenario, limit: int, contract: bool) -> Iterator[_Change]:
         )  # fmt: skip
 
 
-def _by_other_trainers(s: Scenario, limit: int, unfreezes: bool) -> Iterator[_Change]:
+def _by_other_trainers(s: Scenario, limit: int) -> Iterator[_Change]:
     """Yield what other trainers offer besides."""
     if s.optimizer == "adamw":
         yield _Change(
             "an 8-bit optimizer", "--optimizer adamw_8bit",
             "states of 8 bits: nearly the same update", replace(s, optimizer="adamw_8bit"),
         )  # fmt: skip
-    if s.precision.element == 4 and not unfreezes:
+    if s.precision.element == 4 and not s.unfreezes:
         yield _Change(
             "weights and activations in bfloat16", "--dtype bfloat16",
             "three digits instead of seven in the frozen weights and activations",
             replace(s, precision=replace(s.precision, dtype="bfloat16")),
         )  # fmt: skip
-    if s.precision.quantisation is None and not unfreezes:
+    if s.precision.quantisation is None and not s.unfreezes:
         yield _Change(
             "the base in 4 bits", "--quantise nf4",
             "another base: measure its KL from the one that is meant",

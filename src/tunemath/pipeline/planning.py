@@ -181,12 +181,19 @@ def _memory(run: Run) -> dict[str, Any]:
         batch=budget.batch_size,
         micro_batch=budget.micro_batch_size or budget.batch_size,
         objective=contract.objective.kind,
-        precision=Precision("float32" if device.kind == "cpu" or own else "bfloat16"),
+        precision=_precision(device.kind, own),
         checkpointing=budget.gradient_checkpointing,
         device=device.kind,
     )
     product = memory_product(scenario, device.memory, contract=True)
     return {**product, "total_bytes": product["peak_bytes"]}
+
+
+def _precision(device: str, own: bool) -> Precision:
+    """Return the numbers of a run: on a GPU by autocast, and all float32 where the base learns."""
+    if device == "cpu":
+        return Precision("float32")
+    return Precision("bfloat16", base="float32" if own else None)
 
 
 def _power(run: Run) -> dict[str, Any]:

@@ -8,34 +8,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 from weakref import finalize
 
+import peft
 import torch
 import transformers
+from peft import PeftType
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
-from transformers import masking_utils
-from transformers.integrations import moe
 
-from tunemath.budget import Curves, Passes
+from tunemath.budget import Curves, Mixing, Passes
 from tunemath.errors import ModelError
-from tunemath.runner.blueprints import build_from_config
 from tunemath.runner.cache import keep, recall
-from tunemath.runner.models import attach_adapter
+from tunemath.runner.fakes import build_tuned, computing, fake_tensors
 from tunemath.runner.quiet import quiet_libraries
 from tunemath.runner.unfrozen import UnfrozenModel
 from tunemath.space import UpdateSpace
+from tunemath.space.peft import AdapterConfig
 from tunemath.storage import canonical_json, hash_bytes
 
-__all__ = ["Storages", "trace_curves", "trace_passes"]
+__all__ = ["Setting", "Storages", "trace_curves", "trace_passes"]
 
 
 class Storages(TorchDispatchMode):
@@ -87,52 +85,79 @@ class Storages(TorchDispatchMode):
         self.now -= size
 
 
+@dataclass(frozen=True)
+class Setting:
+    """How a traced step computes."""
+
+    task: str = "CAUSAL_LM"
+    """PEFT's, of the update."""
+    class_task: str | None = None
+    """The one that chooses the model's class where its configuration does not."""
+    dtype: str = "float32"
+    """Of the products."""
+    base: str | None = None
+    """Of the weights that are neither trained nor quantised, where it is another."""
+    quantised: bool = False
+    mixing: Mixing = "autocast"
+    device: str = "cpu"
+    checkpointing: bool = False
+    attention: str = "sdpa"
+    masked: bool = False
+
+
 def trace_curves(
     config: Mapping[str, Any],
-    space: UpdateSpace,
+    update: UpdateSpace | AdapterConfig,
     rows: int,
     tokens: int,
+    setting: Setting = Setting(),
     *,
-    checkpointing: bool = False,
-    attention: str = "sdpa",
     cache: Path | None = None,
 ) -> Curves:
     """Return what the passes of a config.json's model with an update hold, by rows and length.
 
     They are traced at B rows of T tokens, and at two smaller sizes; the result is kept in
-    ``cache``, tunemath's own folder unless given. float32 on a CPU. Raises `ModelError` where the
-    model can't be built or run without its weights.
+    ``cache``, tunemath's own folder unless given. Raises `ModelError` where the model can't be
+    built or run without its weights.
     """
-    about = [1, transformers.__version__, torch.__version__, dict(config)]
-    about += [space.model_dump(mode="json"), rows, tokens, checkpointing, attention]
+    said = dict(update) if isinstance(update, AdapterConfig) else update.model_dump(mode="json")
+    about = [2, transformers.__version__, torch.__version__, peft.__version__, dict(config)]
+    about += [said, rows, tokens, asdict(setting)]
     key = hash_bytes(canonical_json(about))
     with suppress(ValueError, TypeError):  # none, or a damaged one
         points = json.loads(recall("traces", key, cache) or "")
         return Curves(tuple((tuple(at), Passes(**passes)) for at, passes in points))
 
     def make() -> Any:
-        model = build_from_config(config, None, "cpu")
-        model.set_attn_implementation(attention)
-        return attach_adapter(model, space, seed=0)
+        return build_tuned(
+            config, update, task=setting.task, class_task=setting.class_task, dtype=setting.dtype,
+            base=setting.base, quantised=setting.quantised, mixing=setting.mixing,
+            attention=setting.attention,
+        )  # fmt: skip
 
     half = max(1, tokens // 2)
     sizes = ((rows, max(tokens, 2 * half)), (rows, half), (2 * rows, half))
-    found = tuple((size, trace_passes(make, *size, checkpointing=checkpointing)) for size in sizes)
+    found = tuple((size, trace_passes(make, *size, setting)) for size in sizes)
     text = json.dumps([[list(size), asdict(passes)] for size, passes in found])
     keep("traces", key, text, cache)
     return Curves(found)
 
 
 def trace_passes(
-    make: Callable[[], Any], rows: int, tokens: int, *, checkpointing: bool = False
+    make: Callable[[], Any], rows: int, tokens: int, setting: Setting = Setting()
 ) -> Passes:
-    """Return what the passes of a causal model's body hold with B rows of T tokens.
+    """Return what the passes of a model's body hold with B rows of T tokens.
 
-    ``make`` builds the model with its update; it is called under fake tensors.
+    The body is all before the output layer of a language model, and all of another. ``make`` builds
+    the model with its update; it is called under fake tensors.
     """
     try:
-        with quiet_libraries(), FakeTensorMode(), _fit_for_fakes():
-            return _traced(make(), rows, tokens, checkpointing)
+        with (
+            quiet_libraries(),
+            fake_tensors(setting.masked),
+            computing(setting.dtype, setting.mixing, setting.device) as forward,
+        ):
+            return _traced(make(), rows, tokens, setting, forward)
     except ModelError:
         raise
     except Exception as error:  # a family's code may ask for numbers, which fake tensors lack
@@ -142,35 +167,12 @@ def trace_passes(
         ) from error
 
 
-@contextmanager
-def _fit_for_fakes() -> Iterator[None]:
-    """Leave out inside what fake tensors can't do, and a trace of this kind does not need.
-
-    ``to()`` and ``float()`` of a module: all is float32 on the CPU, and torch can't put a converted
-    fake tensor in the place of another. Looking for packed sequences, of which transformers takes
-    the numbers: each row is one, and needs no mask. torch's grouped products of experts, which have
-    no fake form in float32: transformers' own stand in.
-    """
-    real = nn.Module._apply
-
-    def apply(self: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
-        made = fn(torch.empty(0))
-        if (made.dtype, made.device.type) == (torch.float32, "cpu"):
-            return self
-        return real(self, fn, recurse)
-
-    with (
-        mock.patch.object(nn.Module, "_apply", apply),
-        mock.patch.object(masking_utils, "find_packed_sequence_indices", return_value=None),
-        mock.patch.object(moe, "_can_use_grouped_mm", return_value=False),
-    ):
-        yield
-
-
-def _traced(model: Any, rows: int, tokens: int, checkpointing: bool) -> Passes:
-    inner = model.get_base_model()
+def _traced(
+    model: Any, rows: int, tokens: int, setting: Setting, forward: Callable[[], Any]
+) -> Passes:
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     inner.config.use_cache = False
-    if checkpointing:
+    if setting.checkpointing:
         inner.gradient_checkpointing_enable(
             gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": False}
         )
@@ -178,18 +180,27 @@ def _traced(model: Any, rows: int, tokens: int, checkpointing: bool) -> Passes:
     if isinstance(model, UnfrozenModel):
         model.keep_base()
     ids = torch.zeros((rows, tokens), dtype=torch.long)
+    inputs = {"input_ids": ids}
+    if setting.masked:
+        inputs["attention_mask"] = torch.ones_like(ids)
+    if inner.config.is_encoder_decoder and _head(inner) is not None:
+        inputs["decoder_input_ids"] = ids
+    if getattr(model, "peft_type", None) in (PeftType.MULTITASK_PROMPT_TUNING, PeftType.POLY):
+        inputs["task_ids"] = torch.zeros(rows, dtype=torch.long)
+    off = getattr(model, "disable_adapter", nullcontext)
     with Storages() as storages:
         storages.own(model)
         held = storages.now
         storages.reset_peak()
-        with torch.no_grad(), model.disable_adapter():
-            _states(model, inner, ids)
+        with torch.no_grad(), off(), forward():
+            _states(model, inner, inputs)
         reference = storages.peak - held
         storages.watch(model)
         start = storages.now
         storages.reset_peak()
-        states = _states(model, inner, ids)
-        forward = storages.peak - start
+        with forward():
+            states = _states(model, inner, inputs)
+        peak = storages.peak - start
         # What goes on is some rows of the states, so that they are free, and their gradient whole.
         some = states[:, :1].sum()
         del states
@@ -200,17 +211,27 @@ def _traced(model: Any, rows: int, tokens: int, checkpointing: bool) -> Passes:
             kept=kept,
             backward=storages.peak - start,
             gradients=storages.gradients_at_peak,
-            forward=forward,
+            forward=peak,
             reference=reference,
         )
 
 
-def _states(model: Any, inner: Any, ids: Tensor) -> Tensor:
-    """Return what enters the output layer."""
+def _head(inner: Any) -> Any:
+    """Return the output layer of a language model; None where a model has none."""
+    try:
+        return inner.get_output_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def _states(model: Any, inner: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """Return what enters the output layer, or without one what the model gives."""
+    head = _head(inner)
+    if head is None:
+        return model(**inputs, return_dict=False)[0]
     caught: list[Tensor] = []
-    both = {"decoder_input_ids": ids} if inner.config.is_encoder_decoder else {}
-    with _catching(inner.get_output_embeddings(), caught):
-        model(input_ids=ids, **both)
+    with _catching(head, caught):
+        model(**inputs)
     return caught[0]
 
 
