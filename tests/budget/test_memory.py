@@ -116,6 +116,9 @@ def test_devices_share_what_the_stage_says():
         assert sizes[stage]["base weights"] == (10_000 if stage < 3 else 2_500)
     gathered = step_memory(replace(HELD, largest_layer=700), replace(STEP, zero=3, devices=2))
     assert by_name(gathered)["working space"].bytes == 1400
+    for whole in (replace(STEP, zero=2, devices=2), replace(STEP, zero=3, devices=1)):
+        held = step_memory(replace(HELD, largest_layer=700), whole)
+        assert by_name(held).keys() == by_name(step_memory(HELD, whole)).keys()  # none is gathered
 
 
 def test_quantised_weights_by_hand():

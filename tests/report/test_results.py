@@ -111,6 +111,20 @@ def test_a_time_that_one_side_lacks_is_not_compared(planned, measured) -> None:
     assert "cannot be compared" in found
 
 
+def test_bars_of_time_are_shares_of_the_longest_stage(sft) -> None:
+    seconds = {stage: {"seconds": 1.5 * k} for k, stage in enumerate(("plan", "mask", "train"))}
+    sft["manifest"]["stages"] = seconds
+    sft["plan"]["seconds"] = {"plan": 0.75, "mask": 0.375, "train": 2.25}
+    page = html_report(sft).partition('<section id="time"')[2].partition("</section>")[0]
+    widths = {
+        stage: re.findall(r"width:([\d.]+)%", row)
+        for stage, row in re.findall(r'<tr><th scope="row">(\w+)</th>(.*?)</tr>', page)
+    }
+    assert widths["plan"] == ["25.0", "0.0"]
+    assert widths["mask"] == ["12.5", "50.0"]
+    assert widths["train"] == ["75.0", "100.0"]
+
+
 @pytest.mark.parametrize(("steps", "stopped"), [(59, True), (60, False), (61, False)])
 def test_a_run_that_took_fewer_steps_is_said_to_have_stopped(sft, steps, stopped) -> None:
     sft["training"]["steps"] = steps
