@@ -36,9 +36,9 @@ def refuse_altered(folder: Path, anew: bool = True) -> None:
             continue
         for name, what in altered(place.parent, own, known, anew).items():
             raise RunError(
-                f"{place.parent / name} {what} after train was recorded in {MANIFEST}, so these are "
-                "not the weights that were measured; put back what was there, or train again with "
-                "--fresh"
+                f"{place.parent / name} {what} after train was recorded in {MANIFEST}, so these "
+                "are not the weights that were measured; put back what was there, or train again "
+                "with --fresh"
             )
 
 
