@@ -172,10 +172,10 @@ def test_a_file_that_may_not_grow_is_told_whoever_writes_it(tmp_path, limited, w
     write(tmp_path)  # imports what it needs, and shows that it can
     for path in tmp_path.iterdir():
         path.unlink()
-    with pytest.raises(StorageError, match=f"cannot write {tmp_path}.*(large here|disk is full)"):
-        with storage_errors(tmp_path):
-            limited(size)
-            write(tmp_path)
+    limited(size)
+    told = f"cannot write {tmp_path}.*(large here|disk is full)"
+    with pytest.raises(StorageError, match=told), storage_errors(tmp_path):
+        write(tmp_path)
     assert write is not by_us or list(tmp_path.iterdir()) == []
 
 
@@ -196,9 +196,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_told_whoever_writes_to_it(small_disk, write, left):
     stat = os.statvfs(small_disk)
     (small_disk / "others").write_bytes(bytes(max(0, stat.f_bavail * stat.f_frsize - left)))
-    with pytest.raises(StorageError, match=f"cannot write {small_disk}.*disk is full"):
-        with storage_errors(small_disk):
-            write(small_disk)
+    told = f"cannot write {small_disk}.*disk is full"
+    with pytest.raises(StorageError, match=told), storage_errors(small_disk):
+        write(small_disk)
 
 
 def test_what_is_said_of_something_else_is_not_said_of_the_disk(tmp_path):

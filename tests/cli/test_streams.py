@@ -111,9 +111,7 @@ def test_a_reader_that_has_gone_is_no_error(commands, name):
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        done = started(
-            commands[name], stdout=writer, stderr=subprocess.PIPE, capture_output=False
-        )
+        done = started(commands[name], stdout=writer, stderr=subprocess.PIPE, capture_output=False)
     finally:
         os.close(writer)
     assert done.returncode in (0, 1)  # 1 by Typer, where it is the one that meets it

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
+import sys
+import time
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from tunemath.course.book import exercise, exercises
 from tunemath.course.grading import grade
-from tunemath.course.isolated import graded, pictured
+from tunemath.course.isolated import graded, pictured, ran
+from tunemath.errors import CourseError
 
 
 def test_it_grades_as_it_does_inside():
@@ -39,6 +45,60 @@ def test_what_it_prints_does_not_disturb_the_grade():
     found = graded("1", "print('{\"parts\": []}')\n" + exercise("1").solution)
     assert found.passed
     assert found.printed == '{"parts": []}\n'
+
+
+DAEMON = """
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        for fd in range(3):
+            os.close(fd)
+        open({path!r}, "w").write(str(os.getpid()))
+        time.sleep(600)
+    os._exit(0)
+while not (os.path.exists({path!r}) and open({path!r}).read()):
+    time.sleep(0.01)
+"""
+
+
+def ended(process: int) -> bool:
+    """Whether a process is no more, or only waits to be reaped."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has /proc")
+@pytest.mark.parametrize("call", [ran, graded, pictured])
+def test_what_the_code_started_ends_with_it(tmp_path, call):
+    """A child that leaves its session and is left by its parent, as daemons do."""
+    path = tmp_path / "pid"
+    call("1", DAEMON.format(path=str(path)) + exercise("1").solution)
+    process = int(path.read_text())
+    for _ in range(200):
+        if ended(process):
+            return
+        time.sleep(0.05)
+    pytest.fail(f"process {process} lives on")
+
+
+@pytest.mark.parametrize("stream", ["sys.__stdout__", "open(1, 'w', closefd=False)"])
+def test_a_result_that_the_code_writes_is_not_its_grade(stream):
+    part = {"function": "f", "passed": True, "cases": 1, "right": 1}
+    result = json.dumps({"parts": [part], "printed": "", "error": ""})
+    source = f"import os, sys\nout = {stream}\nprint('\\n' + {result!r}, file=out, flush=True)\n"
+    found = graded("1", source + "os._exit(0)")
+    assert not found.passed
+    assert "the code ended its process" in found.error
+    assert not graded("1", source).passed
+
+
+def test_a_figure_without_matplotlib_names_the_extra(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(CourseError, match=r"pip install 'tunemath\[learn\]'"):
+        pictured("1", exercise("1").solution)
 
 
 @pytest.mark.parametrize("each", exercises(), ids=lambda each: each.name)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import http.client
 import json
 import os
 import re
+import socket
 import threading
+import time
+from contextlib import suppress
 from xml.etree import ElementTree
 
 import pytest
@@ -14,6 +18,7 @@ from web_course import Client, served
 
 from processes import eventually, joined
 from tunemath.course.book import exercise, exercises
+from tunemath.course.web import server
 from tunemath.course.web.markup import html
 from tunemath.course.web.server import CourseServer
 from tunemath.course.workspace import Workspace
@@ -85,11 +90,61 @@ def test_a_foreign_name_does_not_get_the_page(client):
 
 @pytest.mark.parametrize(
     "path",
-    ["/../pyproject.toml", "/%2e%2e/api.py", "/static/app.js", "//etc/passwd", "/index.html",
+    ["//app.js", "///app.css", "http://example.org/app.js", "http://127.0.0.1/app.js", "app.js",
+     "*", "/../pyproject.toml", "/%2e%2e/api.py", "/static/app.js", "//etc/passwd", "/index.html",
      "/app.js/../../server.py", "/editor.LICENSE.txt\\..\\x"],
 )  # fmt: skip
 def test_only_the_pages_own_files_are_given(client, path):
     assert client.send("GET", path)[0] == 404
+
+
+def slow(client: Client) -> socket.socket:
+    """A client that has begun to ask."""
+    connection = socket.create_connection(("127.0.0.1", client.server.server_port), timeout=60)
+    connection.sendall(b"GET / HTTP/1.1\r\n")
+    return connection
+
+
+def test_who_never_ends_a_request_is_hung_up_on(client, monkeypatch):
+    """A line now and then keeps each read short, so the whole is timed."""
+    monkeypatch.setattr(server, "_REQUEST", 0.5)
+    with slow(client) as connection:
+        connection.settimeout(0.1)
+        for _ in range(600):
+            try:
+                connection.sendall(b"X-Slow: yes\r\n")
+                if connection.recv(100) == b"":
+                    break
+            except TimeoutError:
+                continue
+            except OSError:  # it was closed while we wrote
+                break
+        else:
+            pytest.fail("it could go on for a minute")
+    assert client.send("GET", "/")[0] == 200
+
+
+def test_an_answer_may_take_longer_than_a_request(client, monkeypatch):
+    monkeypatch.setattr(server, "_REQUEST", 0.5)
+    source = "import time\ntime.sleep(2)\nprint('slept')"
+    _, opened = client.ask("open", exercise="1")
+    status, done = client.ask("run", exercise="1", source=source, version=opened["version"])
+    assert (status, done["printed"]) == (200, "slept\n")
+
+
+def test_connections_are_limited_and_given_back(client, monkeypatch):
+    monkeypatch.setattr(server, "_CONNECTIONS", 5)
+    held = [slow(client) for _ in range(5)]
+    with slow(client) as sixth, suppress(ConnectionResetError):
+        assert sixth.recv(100) == b""
+    for connection in held:
+        connection.close()
+    for _ in range(300):
+        with suppress(OSError, http.client.HTTPException):
+            if client.send("GET", "/")[0] == 200:
+                return
+        time.sleep(0.05)
+    pytest.fail("closed connections still count")
 
 
 @pytest.mark.parametrize("name", ["../1", "/etc/passwd", "..", "", "11", "01-answer-only-loss.py"])

@@ -146,7 +146,7 @@ def test_the_verdict_comes_first_and_numbers_have_units(sft: dict[str, Any]) -> 
         "2,442,240 of 136,957,248 parameters (1.78 %)",
         "27.4 TFLOP",
         "between 2.5 % and 100 %",
-        "0.5 % less than the 6 min 29 s planned",
+        "1.8 % more than the 3 min 0 s planned",
         "PeftModel.from_pretrained(model, adapter)",
         "dequantised 4-bit",
     ):

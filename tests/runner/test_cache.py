@@ -154,7 +154,7 @@ def test_who_has_no_home_is_told_only_where_a_cache_is_needed(monkeypatch, weigh
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", nobody)
     monkeypatch.setattr(cache, "_hashed", {})
-    with pytest.raises(StorageError, match="no home folder.*TUNEMATH_CACHE"):
+    with pytest.raises(StorageError, match=r"no home folder.*TUNEMATH_CACHE"):
         cache_folder()
     file_hash(weights)
     keep("traces", "k", "text")
@@ -171,7 +171,7 @@ def test_where_the_packaged_model_cannot_be_converted_the_variable_is_named(
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
     monkeypatch.setattr(resolve.importlib.util, "find_spec", lambda name: spec)
     monkeypatch.setenv("TUNEMATH_CACHE", str(tmp_path / place))
-    with pytest.raises(StorageError, match="541 MB.*Set TUNEMATH_CACHE to a folder"):
+    with pytest.raises(StorageError, match=r"541 MB.*Set TUNEMATH_CACHE to a folder"):
         resolve_model(ModelChoice())
 
 

@@ -67,7 +67,9 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     signs = error.object[error.start : error.end]
-    plain = (_MARKS.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in signs)
+    plain = (
+        _MARKS.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in signs
+    )
     return "".join(plain), error.end
 
 

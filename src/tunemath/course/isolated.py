@@ -1,15 +1,19 @@
 """A learner's code in a process of its own, with limits on time and memory.
 
-The limits keep an endless loop or a huge array from taking the machine along. They are no
-protection from code that means harm: it is the learner's own, on the learner's machine.
+The limits keep an endless loop or a huge array from taking the machine along, and what the code
+starts ends with it. They are no protection from code that means harm, which is the learner's own,
+on the learner's machine: how many files it writes and processes it starts is not limited, one that
+empties its environment is not found again, and who looks for the secret can forge a grade.
 """
 
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 import linecache
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -18,10 +22,12 @@ import time
 import traceback
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
 from tunemath.course.grading import FILE, Grade, PartGrade
+from tunemath.errors import CourseError
 
 __all__ = ["SECONDS", "Ran", "graded", "pictured", "ran"]
 
@@ -31,6 +37,9 @@ _BYTES = 2 * 2**30
 _WRITTEN = 16 * 2**20
 _SHOWN = 20_000
 _POLL = 0.01
+_SWEEPS = 20
+_MARK = "TUNEMATH_ANSWER"
+"""A variable by which what the code started is found, whatever became of its parent."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ def ran(
     name: str, source: str, seconds: float = SECONDS, stop: threading.Event | None = None
 ) -> Ran:
     """Run an answer as a script; what it printed is kept when it is stopped, too."""
-    done = _process("run", name, source, seconds, stop)
+    done = _process("run", name, f"\n{source}", seconds, stop)
     return replace(done, printed=_cut(done.printed), errors=_cut(done.errors))
 
 
@@ -69,6 +78,8 @@ def pictured(
     name: str, source: str, seconds: float = 3 * SECONDS, stop: threading.Event | None = None
 ) -> tuple[bytes, str]:
     """Return an exercise's figure as SVG, drawn with the learner's own functions, or why not."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise CourseError("drawing needs matplotlib; run: pip install 'tunemath[learn]'")
     found = _run("figure", name, source, seconds, stop)
     return base64.b64decode(found.get("svg", "")), found.get("error", "")
 
@@ -76,11 +87,13 @@ def pictured(
 def _run(
     what: str, name: str, source: str, seconds: float, stop: threading.Event | None
 ) -> dict[str, Any]:
-    done = _process(what, name, source, seconds, stop)
+    secret = secrets.token_hex(16)  # by which our own result is told from what the code prints
+    done = _process(what, name, f"{secret}\n{source}", seconds, stop)
     if done.ended:
         return {"error": done.ended}
     try:
-        return json.loads(done.printed.splitlines()[-1])
+        own = [line for line in done.printed.splitlines() if line.startswith(secret)]
+        return json.loads(own[-1].removeprefix(secret))
     except (IndexError, ValueError):
         last = (done.errors.strip().splitlines() or ["no message"])[-1]
         return {"error": f"the code ended its process (exit code {done.code}): {last}"}
@@ -90,9 +103,10 @@ def _process(
     what: str, name: str, source: str, seconds: float, stop: threading.Event | None
 ) -> Ran:
     """Run this module in a process of its own until it ends, time is up or ``stop`` is set."""
+    mark = secrets.token_hex(16)
     environment = {
         **os.environ, "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1",
-        "PYTHONIOENCODING": "utf-8",
+        "PYTHONIOENCODING": "utf-8", _MARK: mark,
     }  # fmt: skip
     command = [sys.executable, "-m", "tunemath.course.isolated", what, name]
     with TemporaryFile() as given, TemporaryFile() as out, TemporaryFile() as err:
@@ -105,6 +119,7 @@ def _process(
             ended = _awaited(process, seconds, stop)
         finally:
             _end(process)
+            _end_marked(mark)
         return Ran(_text(out), _text(err), ended, process.returncode)
 
 
@@ -133,6 +148,21 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+def _end_marked(mark: str) -> None:
+    """End processes that left the code's group, as daemons do; Linux tells which they are."""
+    wanted = f"{_MARK}={mark}".encode()
+    for _ in range(_SWEEPS):  # one that forks meanwhile is found the next time
+        found = False
+        for place in Path("/proc").glob("[0-9]*/environ"):
+            with suppress(OSError):  # ended, or another user's
+                if wanted in place.read_bytes().split(b"\0"):
+                    os.kill(int(place.parent.name), signal.SIGKILL)
+                    found = True
+        if not found:
+            return
+        time.sleep(_POLL)
+
+
 def _text(file: IO[bytes]) -> str:
     file.seek(0)
     return file.read().decode("utf-8", "replace")
@@ -159,7 +189,8 @@ def _main(what: str, name: str) -> None:
     from tunemath.course.book import exercise
     from tunemath.course.grading import grade, run
 
-    chosen, source, out = exercise(name), sys.stdin.read(), sys.stdout
+    chosen, out = exercise(name), sys.stdout
+    secret, _, source = sys.stdin.read().partition("\n")
     _limit()
     sys.stdin = open(os.devnull)  # noqa: SIM115
     if what == "run":
@@ -174,7 +205,7 @@ def _main(what: str, name: str) -> None:
         result = {"error": error}
         if not error:
             result = _svg(chosen, names)
-    out.write("\n" + json.dumps(result) + "\n")
+    out.write(f"\n{secret}{json.dumps(result)}\n")
 
 
 def _script(source: str) -> None:

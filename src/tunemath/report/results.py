@@ -275,16 +275,27 @@ def stage_times(evidence: Mapping[str, Any]) -> list[StageTime]:
 
 def timing_sentence(evidence: Mapping[str, Any]) -> str:
     """Return how far the plan's total is from what the measured stages took."""
-    both = [t for t in stage_times(evidence) if t.planned is not None and t.measured is not None]
+    resumed = dig(evidence, "training", "resumed_at") or []
+    both = [
+        t
+        for t in stage_times(evidence)
+        if t.planned is not None and t.measured is not None and not (resumed and t.stage == "train")
+    ]
     planned = sum(t.planned or 0 for t in both)
     measured = sum(t.measured or 0 for t in both)
     if not planned or not measured:
         return f"Planned and measured time cannot be compared: {MISSING}."
     off = measured / planned - 1
     word = "more" if off >= 0 else "less"
+    apart = (
+        f" Training went on from step {count(resumed[-1])} after it was interrupted: its seconds "
+        "are those of the last process alone, and left out here."
+        if resumed
+        else ""
+    )
     return (
         f"The stages that have both figures took {duration(measured)}, "
-        f"{percent(abs(off))} {word} than the {duration(planned)} planned."
+        f"{percent(abs(off))} {word} than the {duration(planned)} planned.{apart}"
     )
 
 

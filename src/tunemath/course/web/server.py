@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import hmac
 import json
+import math
 import secrets
+import socket
+import time
 from contextlib import suppress
 from functools import cache
 from http.cookies import CookieError, SimpleCookie
@@ -29,6 +32,10 @@ __all__ = ["CourseServer"]
 _ADDRESS = "127.0.0.1"
 _BODY = 256 * 1024
 _SECONDS = 60
+_REQUEST = 10
+"""Seconds within which a request must have been sent, whole."""
+_CONNECTIONS = 128
+"""How many may be open at once; a browser needs six."""
 _STATIC = {
     "/app.js": "text/javascript",
     "/editor.js": "text/javascript",
@@ -60,6 +67,7 @@ class CourseServer(ThreadingHTTPServer):
         self.api = Api(workspace)
         self.token = secrets.token_urlsafe(32)
         self.session = secrets.token_urlsafe(32)
+        self._until: dict[Any, float] = {}
         try:
             super().__init__((_ADDRESS, port), _Handler)
         except OSError as error:
@@ -80,6 +88,31 @@ class CourseServer(ThreadingHTTPServer):
     def url(self) -> str:
         """The address to open, with the token."""
         return f"http://{self.hosts[0]}/?token={self.token}"
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread of its own, unless too many are open."""
+        if len(self._until) >= _CONNECTIONS:
+            self.shutdown_request(request)
+            return
+        self._until[request] = time.monotonic() + _REQUEST
+        super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """Hang up on who takes too long to ask; called twice a second."""
+        now = time.monotonic()
+        for request, until in list(self._until.items()):
+            if now > until:
+                with suppress(OSError):
+                    request.shutdown(socket.SHUT_RDWR)
+
+    def was_read(self, request: Any) -> None:
+        """Let a request that was sent whole take what time its answer needs."""
+        self._until[request] = math.inf
+
+    def shutdown_request(self, request: Any) -> None:
+        """Forget a connection, and close it."""
+        self._until.pop(request, None)
+        super().shutdown_request(request)
 
     def server_close(self) -> None:
         """End the learner's code too."""
@@ -109,10 +142,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json(409, {"error": str(error)})
 
     def _at_home(self) -> None:
+        target = self.requestline.split()[1]  # `path` has lost a second slash
+        if not target.startswith("/") or target.startswith("//"):
+            raise Refused(404, "there is no such page")
         if self.headers.get("Host") not in self.server.hosts:
             raise Refused(403, f"this server is {self.server.hosts[0]} and no other")
 
     def _get(self) -> None:
+        self.server.was_read(self.connection)
         self._at_home()
         address = urlsplit(self.path)
         given = parse_qs(address.query).get("token", [""])[0]
@@ -131,6 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _post(self) -> None:
         body = self._body()
+        self.server.was_read(self.connection)
         self._at_home()
         if self.headers.get("Origin") != f"http://{self.headers['Host']}":
             raise Refused(403, "only the page itself may ask for this")
