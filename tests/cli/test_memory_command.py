@@ -17,6 +17,7 @@ LLAMA = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4096,
     "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
     "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False,
+    "max_position_embeddings": 131072,
 }  # fmt: skip
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "vocab_size": 64,
          "num_attention_heads": 2, "num_key_value_heads": 2}  # fmt: skip
@@ -100,6 +101,11 @@ def test_the_largest_settings_fit_and_the_next_do_not(call, config):
         for more, code in ((0, 0), (step, 1)):
             assert product(call, *common, *other, option, most[key] + more)[0] == code
     assert product(call, *common, "--batch", 1, "--set", f"rank={most['rank']}")[0] == 0
+
+
+def test_the_largest_length_is_not_beyond_the_models_positions(call, config):
+    _, found = product(call, config, "--device", "cuda", "--fit", "9000GiB", "--batch", 1)
+    assert found["largest"]["tokens"] == LLAMA["max_position_embeddings"]
 
 
 def test_the_table_names_terms_and_changes(call, config, monkeypatch):

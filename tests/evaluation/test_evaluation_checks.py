@@ -45,6 +45,7 @@ def evidence():
     )
     arms = {name: arm(*score) for name, score in scores.items()}
     return {
+        "contract": {"evaluation": {"retention_margin": 0.10}},
         "plan": {"data": {"task_items": 150, "retention_items": 300}},
         "baselines": {"arms": {name: arms[name] for name in ("base", "prompted")}},
         "evaluation": {"arms": {"tuned": arms["tuned"]}},
@@ -52,12 +53,14 @@ def evidence():
     }
 
 
-def test_checks_are_four_and_three_are_required():
+def test_checks_are_six_and_four_are_required():
     assert [(check.id, check.required) for check in CHECKS] == [
         ("baselines-same-items", True),
         ("retention-measured", True),
         ("task-gain", True),
         ("answers-finish", False),
+        ("enough-items", True),
+        ("retention-resolves-margin", False),
     ]
 
 

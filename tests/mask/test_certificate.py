@@ -311,7 +311,7 @@ def test_items_that_training_asks_word_for_word_are_listed(model, data):
     task = [item("a", "ANSWER.", " What  IS 1?\n"), item("b", "Answer.", "what is 9?")]
     certificate = certify(examples, encoded, template, tokenizer, data=data, task=task)
     assert certificate["overlap"] == {
-        "task": {"exact": 1, "rows": [{"item": "a", "train": "r1"}]},
+        "task": {"exact": 1, "rows": [{"item": "a", "train": "r1"}], "other_system": []},
         "retention": None,
     }
 

@@ -25,15 +25,18 @@ def evidence(model, tmp_path):
     items = [Item("i0", (Message("user", "what else?"),), "items:1", answer="no")]
     mask = certify(examples, encoded, template, tokenizer, data=data, task=items)
     seen = {"expected": 8, "certified": 8, "uncertified": 0}
-    return {"mask": mask, "training": {"rows_seen": seen}}
+    lengths = {"training rows": {"longest": 9, "beyond": 0, "first_beyond": []}}
+    plan = {"positions": {"limit": 9, "lengths": lengths}}
+    return {"mask": mask, "training": {"rows_seen": seen}, "plan": plan}
 
 
-def test_checks_are_four_and_two_are_required():
+def test_checks_are_five_and_two_are_required():
     assert [(check.id, check.required) for check in CHECKS] == [
         ("answer-mask", True),
         ("undeclared-text", False),
         ("train-eval-overlap", True),
         ("terminator-stops", False),
+        ("within-positions", False),
     ]
     assert {check.choice for check in CHECKS} == {"mask"}
 
@@ -48,7 +51,26 @@ def test_right_evidence_passes_and_absent_evidence_is_not_run(evidence, name):
 
 
 def test_answer_mask_needs_training_too(evidence):
-    assert BY_ID["answer-mask"].run({"mask": evidence["mask"]}).status is Status.NOT_RUN
+    alone = BY_ID["answer-mask"].run({"mask": evidence["mask"]})
+    assert alone.status is Status.NOT_RUN
+    assert "no training" in alone.measured
+
+
+def test_a_violation_fails_before_anything_is_trained(evidence):
+    evidence["mask"]["violations"]["answer_text_differs"] = 2
+    finding = BY_ID["answer-mask"].run({"mask": evidence["mask"]})
+    assert (finding.status, finding.measured) == (Status.FAIL, "2 answer_text_differs in 4 rows")
+
+
+def test_a_row_beyond_the_positions_fails_and_a_model_without_limit_passes(evidence):
+    check, positions = BY_ID["within-positions"], evidence["plan"]["positions"]
+    row = {"longest": 10, "beyond": 3, "first_beyond": ["t.jsonl:2", "t.jsonl:3"]}
+    positions["lengths"]["training rows"] = row
+    finding = check.run(evidence)
+    assert (finding.status, finding.where) == (Status.FAIL, "t.jsonl:2, t.jsonl:3")
+    assert finding.measured == "3 training rows beyond; at most 10 of 9 positions"
+    positions["limit"] = None
+    assert check.run(evidence).status is Status.PASS
 
 
 @pytest.mark.parametrize(

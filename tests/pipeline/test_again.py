@@ -195,7 +195,7 @@ def test_a_second_process_on_one_run_is_refused_and_a_dead_one_is_not(tiny_job):
     with started([sys.executable, "-c", HOLDER, runs / "tiny/.lock"]) as holder:
         assert holder.line() == "held\n"
         with pytest.raises(RunError, match=r"another process is working on .*tiny"):
-            advance(Run(FineTune.load(tiny_job), runs), "plan")
+            advance(Run(FineTune.load(tiny_job), runs), "baselines")
         assert not (runs / "tiny/contract.yaml").exists()
     evidence = advance(Run(FineTune.load(tiny_job), runs), "plan")
     assert evidence["plan"]["parameters"]["trainable"] > 0
