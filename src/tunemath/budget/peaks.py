@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Widths", "answering_bytes", "choosing_bytes", "moving_bytes", "proving_bytes"]
+__all__ = [
+    "Widths",
+    "answering_bytes",
+    "choosing_bytes",
+    "holding_bytes",
+    "moving_bytes",
+    "proving_bytes",
+]
 
 _FLOAT32 = 4
 _TILE = {"cpu": 1 << 19, "cuda": 1 << 26}
@@ -21,7 +28,9 @@ _AT_ONCE = 256 * 2**20
 _PART = 1 << 20
 """The numbers of a part of a tensor, by which products are held against base and update."""
 _ARRAYS = 6
-"""Arrays of a part, or of a probe's logits, that are compared: two of them, and what is made."""
+"""Arrays of a part of a probe's logits that are compared: two of them, and what is made."""
+_FITTED = 11
+"""Arrays of a part of a tensor: it before, after and as it is there, each rounded, and between."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +121,7 @@ def moving_bytes(widths: Widths, rows: int, shared: int, tokens: int, kept: int 
 
 
 def proving_bytes(widths: Widths, rows: int, tokens: int, positions: int, largest: int) -> int:
-    """Return what the proof of the artefact holds: logits of a probe, and one weight's change.
+    """Return what the proof of the artefact holds: logits of a probe, or one weight's change.
 
     ``tokens`` are those of the longest of its rows, ``positions`` those of their answers, and
     ``largest`` the numbers of the largest changed weight.
@@ -120,7 +129,13 @@ def proving_bytes(widths: Widths, rows: int, tokens: int, positions: int, larges
     numbers = min(_PROBE, positions * widths.vocab)
     together = max(1, min(rows, _TOGETHER // (widths.vocab * tokens)))
     reading = widths.working(together, tokens, tokens) + _FLOAT32 * min(_TOGETHER, numbers)
-    comparing = _ARRAYS * _FLOAT32 * min(_PART, numbers)
-    merging = 2 * _FLOAT32 * largest
-    holding = 2 * _ARRAYS * _FLOAT32 * min(_PART, largest)
-    return _FLOAT32 * numbers + max(reading, _FLOAT32 * numbers + comparing, merging, holding)
+    comparing = _FLOAT32 * numbers + _ARRAYS * _FLOAT32 * min(_PART, numbers)
+    return _FLOAT32 * numbers + max(reading, comparing, 2 * _FLOAT32 * largest)
+
+
+def holding_bytes(largest: int) -> int:
+    """Return what holding a product's tensors against base and update takes, no model beside it.
+
+    ``largest`` are the numbers of the largest changed tensor, of which a part is there at a time.
+    """
+    return _FITTED * _FLOAT32 * min(_PART, largest)

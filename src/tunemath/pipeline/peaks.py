@@ -11,6 +11,7 @@ from tunemath.budget.peaks import (
     Widths,
     answering_bytes,
     choosing_bytes,
+    holding_bytes,
     moving_bytes,
     proving_bytes,
 )
@@ -104,9 +105,10 @@ class _Peaks:
             rows=len(rows),
             tokens=max(len(row.input_ids) for row in rows),
             positions=sum(sum(row.supervised) for row in rows),
-            largest=largest,
+            largest=0 if self.method in UNFREEZING else largest,
         )
-        return self.base + self.added + max(self._loading, proof)
+        live = self.base + self.added + max(self._loading, proof)
+        return max(live, self.context + holding_bytes(largest))
 
     @property
     def evaluate(self) -> int:
@@ -115,17 +117,20 @@ class _Peaks:
 
     @property
     def movement(self) -> int:
-        """Both models on the reference answers; of a model trained in full, one after the other."""
-        kept = 0
+        """Both models on the reference answers.
+
+        One that was trained in full goes before the base comes, but for its states and its head.
+        """
+        kept = head = 0
         if self.method == "full":
             kept = sum(sum(lengths) for _, lengths in self._sets(reference=True))
-        return self._tuned + max(
-            self._loading,
-            *(
-                moving_bytes(self.widths, len(lengths), shared, max(lengths), kept)
-                for shared, lengths in self._sets(reference=True)
-            ),
+            head = self.widths.element * self.widths.vocab * self.widths.hidden
+        sets = self._sets(reference=True)
+        most = max(
+            moving_bytes(self.widths, len(lengths), shared, max(lengths), kept)
+            for shared, lengths in sets
         )
+        return self._tuned + max(self._loading, head + most)
 
     @property
     def _loading(self) -> int:
