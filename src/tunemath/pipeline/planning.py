@@ -23,6 +23,7 @@ from tunemath.mask import common_prefix
 from tunemath.pipeline.costs import Precision, saved_bytes, training_of
 from tunemath.pipeline.early import notices_of, positions_product
 from tunemath.pipeline.memory import Scenario, memory_product
+from tunemath.pipeline.peaks import run_peaks
 from tunemath.pipeline.run import Run
 from tunemath.space import (
     UNFREEZING,
@@ -168,7 +169,10 @@ def _data(run: Run) -> dict[str, Any]:
 
 
 def _memory(run: Run) -> dict[str, Any]:
-    """Return the memory of the worst step: the longest rows, and the most supervised tokens."""
+    """Return the memory of the worst step and of each stage.
+
+    The worst step has the longest rows, and the most supervised tokens.
+    """
     contract, budget = run.contract, run.contract.budget
     rows = [row for example in run.examples for row in example]
     device = this_device()
@@ -185,8 +189,7 @@ def _memory(run: Run) -> dict[str, Any]:
         checkpointing=budget.gradient_checkpointing,
         device=device.kind,
     )
-    product = memory_product(scenario, device.memory, contract=True)
-    return {**product, "total_bytes": product["peak_bytes"]}
+    return run_peaks(run, scenario, memory_product(scenario, device.memory, contract=True))
 
 
 def _precision(device: str, own: bool) -> Precision:

@@ -133,11 +133,15 @@ class Run(Questions):
     def probe_examples(self) -> list[tuple[Encoded, ...]]:
         """A few examples of unlike length to probe a model on, two at least where there are two.
 
-        They go from the shortest to the median: longer ones show no more and cost more.
+        They are of the shorter third: longer ones show no more and cost more.
         """
-        examples = sorted(self.examples, key=lambda example: len(example[0].input_ids))
+
+        def tokens(example: tuple[Encoded, ...]) -> int:
+            return sum(len(row.input_ids) for row in example)
+
+        examples = sorted(self.examples, key=tokens)
         count = min(_PROBE_ROWS // len(examples[0]), len(examples))
-        last = max(len(examples) // 2, count - 1)
+        last = max(len(examples) // 3, count - 1)
         return [examples[round(k * last / max(1, count - 1))] for k in range(count)]
 
     @cached_property

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
 __all__ = ["memory_tables", "memory_view", "peak"]
 
+_LOWER = {
+    "baselines": "Answering takes more than training: lower evaluation.batch_size or few_shot",
+    "evaluate": "Answering takes more than training: lower evaluation.batch_size",
+}
 _LARGEST = {"micro_batch": "examples at once", "tokens": "tokens a row", "rank": "rank"}
 
 
@@ -38,7 +42,10 @@ def memory_view(product: Mapping[str, Any]) -> RenderableType:
 
 def peak(memory: Mapping[str, Any]) -> str:
     """Return the most that is held at once, when that is, and whether it fits."""
-    words = f"{size(memory.get('total_bytes'))}, in the {clean(memory.get('moment'))}"
+    stage = clean(memory.get("highest") or "train")
+    words = f"{size(memory.get('total_bytes'))}, in {stage}"
+    if stage == "train":
+        words = f"{size(memory.get('total_bytes'))}, in the {clean(memory.get('moment'))}"
     if memory.get("limit_bytes") is None:
         return words
     verb = "fits" if memory.get("fits") else "does not fit"
@@ -57,6 +64,15 @@ def memory_tables(product: Mapping[str, Any]) -> Iterator[RenderableType]:
     error = f"± {size(product.get('error_bytes'))}"
     rows.append((highest, "", size(product.get("peak_bytes")), error))
     yield table(("Memory", "Size", "At the peak", "Error"), rows, texts=1)
+    stages = product.get("stages") or {}
+    if stages:
+        most = ", ".join(f"{clean(stage)} {size(n)}" for stage, n in stages.items())
+        yield Text(f"\nThe most in each stage: {most}")
+    highest = product.get("highest")
+    if highest not in (None, "train"):
+        yield Text(
+            _LOWER.get(str(highest), f"The most is held in {clean(highest)}"), style="yellow"
+        )
     limit = product.get("limit_bytes")
     if limit is None:
         return

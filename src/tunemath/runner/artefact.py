@@ -8,6 +8,7 @@ go.
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -104,6 +105,7 @@ def prove_artefact(
         again = load_base(replace(model, id=str(folder), folder=folder), *where)
         found["adapter_vs_reloaded_merged"] = probe.beside(again)
         del again
+        gc.collect()  # what follows holds no model
         progress("artefact", 3, steps)
         found |= _of_product(model, update, folder)
     progress("artefact", steps, steps)
