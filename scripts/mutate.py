@@ -65,7 +65,7 @@ ALSO = {
     "record.py": ("tests/test_contract.py",),
     "product_checks.py": ("tests/runner/test_verifying.py",),
 }
-SECONDS = 180  # of processor time for one mutant: many times what its tests take
+SECONDS = 120  # of processor time for one mutant: many times what its tests take
 HEAVY = ("numpy", "scipy.stats", "torch", "transformers", "peft", "matplotlib.pyplot", "pytest")
 ALIKE = tuple(
     frozenset(words.split())
