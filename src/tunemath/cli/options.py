@@ -5,8 +5,6 @@ What a command needs is imported when it runs.
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +28,6 @@ __all__ = [
     "StageProgress",
     "find_run",
     "open_run",
-    "print_json",
 ]
 
 ContractPath = Annotated[Path, typer.Argument(metavar="CONTRACT", help="The contract's YAML file.")]
@@ -83,12 +80,6 @@ def find_run(name: str, runs: Path) -> Run:
         f"no run at {name} or {runs / name}; "
         + (f"runs there: {', '.join(known)}" if known else "`tunemath run CONTRACT` makes one")
     )
-
-
-def print_json(value: Any) -> None:
-    """Print a JSON value to standard output."""
-    json.dump(value, sys.stdout, indent=1, ensure_ascii=False)
-    sys.stdout.write("\n")
 
 
 class StageProgress:

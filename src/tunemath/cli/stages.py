@@ -16,8 +16,8 @@ from tunemath.cli.options import (
     Runs,
     StageProgress,
     open_run,
-    print_json,
 )
+from tunemath.cli.output import print_json, say, show
 
 if TYPE_CHECKING:
     from tunemath.pipeline import Run
@@ -88,7 +88,7 @@ def _run(
         from tunemath.report import summary_view
 
         folder = run.folder.path
-        _print(summary_view(evidence, folder, run.model.folder, folder / "report.html"))
+        show(summary_view(evidence, folder, run.model.folder, folder / "report.html"))
     raise typer.Exit(checklist["exit_code"])
 
 
@@ -120,7 +120,7 @@ def run_stage(
     if as_json:
         print_json(evidence[product])
     else:
-        _print(_view(stage, evidence))
+        show(_view(stage, evidence))
     raise typer.Exit(_exit_code(stage, evidence))
 
 
@@ -140,7 +140,7 @@ def _report(
     if as_json:
         print_json(paths)
     else:
-        typer.echo("\n".join(paths.values()))
+        say("\n".join(paths.values()))
     raise typer.Exit(evidence["checklist"]["exit_code"])
 
 
@@ -173,9 +173,3 @@ def _view(stage: str, evidence: dict[str, Any]) -> Any:
         return report.training_view(evidence["training"])
     name = "checklist" if stage == "check" else stage
     return getattr(report, f"{name}_view")(evidence[name])
-
-
-def _print(view: Any) -> None:
-    from rich.console import Console
-
-    Console().print(view)

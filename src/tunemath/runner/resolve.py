@@ -74,7 +74,10 @@ def resolve_model(choice: ModelChoice, download: bool = True) -> ResolvedModel:
     """
     if choice.id == DEFAULT_MODEL:
         return ResolvedModel(DEFAULT_MODEL, _embedded(), None, _NOTE, False)
-    folder = Path(choice.id).expanduser()
+    try:
+        folder = Path(choice.id).expanduser()
+    except RuntimeError:
+        raise ModelError(f"model {choice.id!r:.80} is in the home of nobody here") from None
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             names = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
