@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,24 @@ from tunemath.errors import ContractError
 from tunemath.evaluation.record import Evaluation
 from tunemath.mask.record import DataMask
 from tunemath.objective.record import Objective
+from tunemath.plain_yaml import YamlProblemError, load_yaml
+from tunemath.reading import read_text
 from tunemath.record import Record, explain
+from tunemath.shown import clip, shown
 from tunemath.space.record import LoraSpace, UpdateSpace
 
 __all__ = ["FineTune", "ModelChoice", "contract_schema", "name_of"]
 
 _PATHS = (("mask", "train"), ("evaluation", "task"), ("evaluation", "retention"))
+_LONGEST = 2**20
 
 
 class ModelChoice(Record):
     """Which base model, and from which revision of it."""
 
-    id: str = "smollm2-135m"
+    id: str = Field(default="smollm2-135m", min_length=1, max_length=4096)
     """`smollm2-135m`, a local Hugging Face folder, or a hub id such as org/name."""
-    revision: str | None = None
+    revision: str | None = Field(default=None, max_length=255)
     """The hub revision; it is pinned to a commit when the run first gets the model."""
     trust_remote_code: bool = False
     """Run code that comes with the model. Off, and the report says so when it is on."""
@@ -40,7 +44,7 @@ class FineTune(Record):
     ``FineTune.load("finetune.yaml")`` reads one; relative paths in the file are relative to it.
     """
 
-    name: str = Field(default="finetune", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(default="finetune", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
     """The run's name, the file's own when not given; its folder is runs/NAME."""
     model: ModelChoice = ModelChoice()
     """The base model: an id, or a record of id and revision."""
@@ -116,7 +120,7 @@ def name_of(path: Path) -> str:
     >>> name_of(Path("jobs/my job.yaml"))
     'my-job'
     """
-    return re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-") or "run"
+    return re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-")[:200] or "run"
 
 
 def contract_schema() -> dict[str, Any]:
@@ -130,41 +134,14 @@ def contract_schema() -> dict[str, Any]:
     return schema
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if str(key.value) in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is given twice", key.start_mark
-                )
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
 def _read_yaml(path: Path) -> dict[str, Any]:
+    init = f"`tunemath init {path}` writes a commented contract"
+    text = read_text(path, ContractError, _LONGEST, absent=f"does not exist; {init}")
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ContractError(
-            f"{path} does not exist; `tunemath init {path}` writes a commented contract"
-        ) from None
-    except IsADirectoryError:
-        raise ContractError(f"{path} is a folder; give the contract's YAML file") from None
-    except PermissionError:
-        raise ContractError(f"{path} may not be read; change its permissions") from None
-    except UnicodeDecodeError as error:
-        raise ContractError(f"{path} is not UTF-8 text ({error.reason})") from None
-    try:
-        values = yaml.load(text, Loader=_StrictLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ContractError(f"{line}: not valid YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise ContractError(f"{path}: not valid YAML: {error}".splitlines()[0]) from None
+        values = load_yaml(text)
+    except YamlProblemError as problem:
+        line = f"{path}:{problem.line}" if problem.line else str(path)
+        raise ContractError(f"{line}: not valid YAML: {problem}") from None
     if not isinstance(values, dict):
         raise ContractError(
             f"{path}: expected keys such as model, space, mask, evaluation; "
@@ -177,7 +154,14 @@ def _anchor(values: dict[str, Any], section: str, key: str, folder: Path) -> Non
     """Make a relative path of the file absolute, from the file's own folder."""
     holder = values.get(section)
     if isinstance(holder, dict) and isinstance(holder.get(key), str):
-        holder[key] = str((folder / holder[key]).resolve())
+        holder[key] = _absolute(holder[key], folder, f"{section}.{key}")
+
+
+def _absolute(path: str, folder: Path, where: str) -> str:
+    try:
+        return str((folder / path).resolve())
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, NUL, half a character
+        raise ContractError(f"{where} is {shown(path)}, which is no path ({error})") from None
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -185,10 +169,12 @@ def _apply(values: dict[str, Any], override: str) -> None:
     dotted, sign, text = override.partition("=")
     keys = dotted.strip().split(".")
     if not sign or not all(keys):
-        raise ContractError(f"--set {override}: expected section.key=value, as in space.rank=16")
+        raise ContractError(
+            f"--set {clip(override, 80)}: expected section.key=value, as in space.rank=16"
+        )
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = load_yaml(text)
+    except YamlProblemError:
         value = text
     holder = values
     for key in keys[:-1]:
@@ -198,9 +184,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if inner is None:
             inner = {}
         if not isinstance(inner, dict):
-            raise ContractError(f"--set {override}: {key} is a value, not a section")
+            raise ContractError(f"--set {clip(override, 80)}: {key} is a value, not a section")
         holder[key] = dict(inner)
         holder = holder[key]
     if tuple(keys) in _PATHS and isinstance(value, str):
-        value = str(Path(value).resolve())
+        value = _absolute(value, Path(), dotted)
     holder[keys[-1]] = value

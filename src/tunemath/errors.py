@@ -2,9 +2,9 @@
 
 ::
 
-    TunemathError                       exit code 2, one or two lines, no traceback
+    TunemathError                       exit code 2, a line, no traceback
     ├── ContractError   (ValueError)    the file of the five choices
-    ├── DataError       (ValueError)    a row of a data set: file and line are named
+    ├── DataError       (ValueError)    rows of a data set: file and line of each are named
     ├── MaskError       (ValueError)    nothing supervised, or a mask that does not fit
     ├── ShapeError      (ValueError)    arrays whose shapes do not go together
     ├── ModelError      (ValueError)    a model that cannot be found, read or adapted
@@ -16,6 +16,8 @@ Every message says what was given, what was expected, where, and the fix.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 __all__ = [
     "ContractError",
@@ -39,7 +41,15 @@ class ContractError(TunemathError, ValueError):
 
 
 class DataError(TunemathError, ValueError):
-    """A row of a data set is malformed, empty or too long."""
+    """Rows of a data set are malformed, empty or too long.
+
+    ``faults`` are those of the single rows or files, told below the message in a line each.
+    """
+
+    def __init__(self, message: str, faults: Sequence[str] = ()) -> None:
+        super().__init__("\n  ".join([message, *faults]))
+        self.message = message
+        self.faults = tuple(faults)
 
 
 class MaskError(TunemathError, ValueError):

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterator, Sequence
-from typing import Any, get_args
+from pathlib import Path
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from tunemath.elsewhere import elsewhere
+from tunemath.shown import clip, shown
 
-__all__ = ["Record", "explain", "records_of"]
+__all__ = ["Record", "UserPath", "explain", "records_of"]
 
 # How pydantic names the arms of a union of plain types in an error's location.
 _PLAIN_ARMS = ("str", "list", "literal")
+_LONGEST_PATH = 4096
 
 
 _DEPRECATED = frozenset(
@@ -33,12 +35,32 @@ class _Listed(type(BaseModel)):
 
 
 class Record(BaseModel, metaclass=_Listed):
-    """A frozen pydantic model that refuses unknown keys; field docstrings reach the schema."""
+    """A frozen pydantic model that refuses unknown keys, infinity and NaN.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    Field docstrings reach the schema.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     def __dir__(self) -> list[str]:
         return [name for name in super().__dir__() if name not in _DEPRECATED]
+
+
+def _usable(path: Path) -> Path:
+    """Refuse what no file can be called."""
+    try:
+        name = str(path).encode()
+    except UnicodeError:
+        raise ValueError("a path must be UTF-8") from None
+    if b"\0" in name or len(name) > _LONGEST_PATH:
+        raise ValueError(f"a path has no NUL in it and at most {_LONGEST_PATH:,} bytes")
+    return path
+
+
+UserPath = Annotated[Path, AfterValidator(_usable)]
+"""A path that a user writes."""
 
 
 def records_of(field: FieldInfo) -> tuple[type[BaseModel], ...]:
@@ -104,11 +126,11 @@ def _unknown(
         return f"{where} has no meaning for method: {tag}; valid: {valid}"
     known = elsewhere(keys[-1])
     if known is not None:
-        return f"unknown key {where}; {known}"
+        return f"unknown key {clip(where, 200)}; {known}"
     near = difflib.get_close_matches(keys[-1], names, n=1)
     hint = f"did you mean {near[0]}?" if near else "valid: " + ", ".join(names)
-    return f"unknown key {where}; {hint}"
+    return f"unknown key {clip(where, 200)}; {hint}"
 
 
 def _given(value: Any) -> str:
-    return f" (given: {json.dumps(value, ensure_ascii=False, default=str)})"
+    return f" (given: {shown(value)})"

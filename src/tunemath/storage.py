@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tunemath.errors import RunError, StorageError, TunemathError
+from tunemath.reading import parse_json, read_file, read_text
 
 try:
     import fcntl
@@ -48,6 +49,7 @@ _REASONS = {
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EISDIR: "the path is a folder, not a file",
 }
+_REDO = "delete it and run again"
 # What torch, safetensors and NumPy report in words only, as expressions; the last five say that
 # nothing more could be written, and not why.
 _WORDS = {
@@ -180,17 +182,14 @@ def write_jsonl(path: Path, rows: list[Any]) -> None:
 
 def read_json(path: Path) -> Any:
     """Read a product of a run; a missing or broken one is a `RunError` that names it."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{path} is missing; run `tunemath run` for this contract first") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} is not valid JSON ({error}); delete it and run again") from error
+    absent = "is missing; run `tunemath run` for this contract first"
+    return parse_json(read_file(path, RunError, absent=absent), path, RunError, _REDO)
 
 
 def read_jsonl(path: Path) -> list[Any]:
     """Read a product of one JSON object a line."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    text = read_text(path, RunError)
+    return [parse_json(line, path, RunError, _REDO) for line in text.split("\n") if line]
 
 
 def canonical_json(value: Any) -> bytes:

@@ -58,7 +58,7 @@ def test_what_is_missing_is_said(tmp_path, model_folder):
     with pytest.raises(ModelError, match="names no eos token; set eos_token"):
         load_tokenizer(folder)
     (folder / "tokenizer_config.json").write_text("[")
-    with pytest.raises(ModelError, match=r"tokenizer_config\.json is not readable JSON"):
+    with pytest.raises(ModelError, match=r"tokenizer_config\.json is not valid JSON"):
         load_tokenizer(folder)
     (folder / "tokenizer_config.json").write_text("[]")
     with pytest.raises(ModelError, match="must hold a JSON object, got a list"):

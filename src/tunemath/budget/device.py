@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 __all__ = ["Device", "parse_size", "this_device"]
 
+_SIZE = re.compile(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([KMGT]?)(iB|B)?\s*", re.IGNORECASE | re.ASCII)
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _NVIDIA = Path("/dev/nvidiactl")
 _LIMITS = (
@@ -62,8 +63,8 @@ def parse_size(text: str) -> int:
     >>> parse_size("24GiB"), parse_size("80 GB")
     (25769803776, 80000000000)
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(iB|B)?\s*", text, re.IGNORECASE)
+    found = _SIZE.fullmatch(text)
     if found is None or (not found[2] and (found[3] or "").lower() == "ib"):
-        raise ValueError(f"{text!r} is no size; expected one such as 24GiB or 80GB")
+        raise ValueError(f"{text!r:.80} is no size; expected one such as 24GiB or 80GB")
     base = 1000 if found[2] and (found[3] or "").lower() == "b" else 1024
     return int(float(found[1]) * base ** _UNITS[found[2].upper()])

@@ -7,9 +7,11 @@ import math
 import numpy as np
 
 from tunemath.arrays import positive
+from tunemath.errors import ContractError
 
 __all__ = ["learning_rates", "plan_steps", "warmup_steps"]
 
+_MOST_STEPS = 10_000_000
 _SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup")
 
 
@@ -17,13 +19,20 @@ def plan_steps(rows: int, batch_size: int, epochs: int) -> int:
     """Return the optimizer steps of a run.
 
     Let n be rows, b the batch size and e epochs: ``⌈e n / b⌉``. Epochs follow each other in one
-    stream, so every batch is full but the last, and every row is seen exactly e times.
+    stream, so every batch is full but the last, and every row is seen exactly e times. Raises
+    `ContractError` for more than 10 million, each of which would have a learning rate written down.
 
     >>> plan_steps(rows=450, batch_size=16, epochs=2)
     57
     """
     rows, batch_size, epochs = positive(rows=rows, batch_size=batch_size, epochs=epochs)
-    return -(-epochs * rows // batch_size)
+    steps = -(-epochs * rows // batch_size)
+    if steps > _MOST_STEPS:
+        raise ContractError(
+            f"{epochs:,} epochs of {rows:,} rows in batches of {batch_size:,} are {steps:,} steps; "
+            f"at most {_MOST_STEPS:,}: lower budget.epochs, or raise budget.batch_size"
+        )
+    return steps
 
 
 def warmup_steps(steps: int, ratio: float) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 
@@ -10,6 +11,9 @@ __all__ = ["main"]
 _BAD_INPUT = 2
 _INTERNAL = 70
 _LEARN = ("nbformat", "matplotlib", "markdown_it", "latex2mathml", "pygments")
+# What torch says where an allocation fails, by its class or by its words.
+_OUT_OF_MEMORY = ("OutOfMemoryError", "can't allocate memory", "out of memory")
+_OF_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -27,25 +31,43 @@ def main(arguments: list[str] | None = None) -> None:
 def _main(arguments: list[str] | None) -> None:
     from tunemath.cli.app import app
     from tunemath.cli.streams import whole_output
-    from tunemath.errors import TunemathError
     from tunemath.runner.launchers import refuse_several_processes
+    from tunemath.shown import clean, one_line
 
     try:
         refuse_several_processes()
         with whole_output():
             app(args=arguments, prog_name="tunemath")
-    except TunemathError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(_BAD_INPUT)
-    except ImportError as error:
-        if (error.name or "").startswith("tunemath"):
-            raise
-        print(f"error: {_lacking(error)}", file=sys.stderr)
-        sys.exit(_BAD_INPUT)
     except Exception as error:
-        traceback.print_exception(error)
-        print(f"internal error: {error!r}; please report it with the lines above", file=sys.stderr)
-        sys.exit(_INTERNAL)
+        said = _said(error)
+        if said is None:
+            print(clean("".join(traceback.format_exception(error))), file=sys.stderr, end="")
+            told = f"internal error: {one_line(repr(error))}; please report it with the lines above"
+            print(told, file=sys.stderr)
+            sys.exit(_INTERNAL)
+        print("error: " + "\n  ".join(map(one_line, said)), file=sys.stderr)
+        sys.exit(_BAD_INPUT)
+
+
+def _said(error: Exception) -> list[str] | None:
+    """Return the lines that tell what the user can put right; None for a fault of ours."""
+    from tunemath.errors import DataError, TunemathError
+
+    if isinstance(error, DataError):
+        return [error.message, *error.faults]
+    if isinstance(error, TunemathError):
+        return [str(error)]
+    if isinstance(error, ImportError) and not (error.name or "").startswith("tunemath"):
+        return [_lacking(error)]
+    if isinstance(error, OSError) and error.errno in _OF_PATHS:
+        return [f"{error.filename} is no path that can be used ({error.strerror}); correct it"]
+    words = f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError) or any(each in words for each in _OUT_OF_MEMORY):
+        return [
+            f"there is not enough memory ({words}); `tunemath plan` and `tunemath memory` say what "
+            "a contract takes, and what to change"
+        ]
+    return None
 
 
 def _lacking(error: ImportError) -> str:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tunemath.cli.options import AsJson, RunFolderArgument, Runs, find_run, print_json
+from tunemath.cli.options import AsJson, RunFolderArgument, Runs, find_run
+from tunemath.cli.output import print_json, say
 
 __all__ = ["register"]
 
@@ -39,4 +40,4 @@ def _try(
     if as_json:
         print_json(answer)
     else:
-        typer.echo(f"base:  {answer['base']}\ntuned: {answer['tuned']}")
+        say(f"base:  {answer['base']}\ntuned: {answer['tuned']}")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from tunemath.cli.options import AsJson, StageProgress, print_json
+from tunemath.cli.options import AsJson, StageProgress
+from tunemath.cli.output import print_json, say
 from tunemath.errors import ContractError
 
 if TYPE_CHECKING:
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 _UNITS = {"": 1, "K": 1_000, "M": 1_000_000, "G": 1_000_000_000, "B": 1_000_000_000}
-_COUNT = re.compile(r"(\d+(?:\.\d+)?)([KMGB]?)", re.IGNORECASE)
+_COUNT = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)([KMGB]?)", re.IGNORECASE | re.ASCII)
 _DTYPES = ("float32", "bfloat16", "float16")
 
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; it must be new.")]
-Rank = Annotated[int | None, typer.Option("--rank", help="One rank for every matrix.")]
+Rank = Annotated[
+    int | None, typer.Option("--rank", min=1, max=1_000_000, help="One rank for every matrix.")
+]
 Energy = Annotated[
     float | None, typer.Option("--energy", help="The share of each matrix's ‖ΔW‖² to keep: 0.95.")
 ]
@@ -140,7 +143,9 @@ def _combine(
     scale: Annotated[
         float, typer.Option("--scale", help="On the sum of task vectors, λ in the papers.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", help="Of what dare drops.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**31 - 1, help="Of what dare drops.")
+    ] = 0,
     rank: Rank = None,
     energy: Energy = None,
     error: Error = None,
@@ -174,9 +179,9 @@ def _combine(
     if "modules" in proof:
         _show_factors(proof)
     else:
-        typer.echo(f"wrote {proof['folder']}")
+        say(f"wrote {proof['folder']}")
         if "survived" in proof:
-            typer.echo(
+            say(
                 f"change from the base: norm {proof['norm']:.4g}; "
                 f"{_percent(proof['survived'])} of it survived rounding"
             )
@@ -207,7 +212,7 @@ def _need(choice: RankChoice | None) -> RankChoice:
 def _count(text: str) -> int:
     found = _COUNT.fullmatch(text.strip())
     if found is None:
-        raise ContractError(f"--parameters {text}: expected a count such as 5M or 400K")
+        raise ContractError(f"--parameters {text:.80}: expected a count such as 5M or 400K")
     return round(float(found[1]) * _UNITS[found[2].upper()])
 
 
@@ -226,7 +231,8 @@ def _weighted(text: str) -> tuple[str, float]:
         return name, float(weight)
     except ValueError:
         raise ContractError(
-            f"{text}: {weight!r} is no weight; expected a number after the colon, as in one:0.5"
+            f"{text:.80}: {weight!r:.40} is no weight; expected a number after the colon, as in "
+            "one:0.5"
         ) from None
 
 
@@ -235,7 +241,7 @@ def _show_factors(proof: dict[str, Any]) -> None:
     ranks = [cut["rank"] for cut in cuts]
     span = f"{min(ranks)}" if min(ranks) == max(ranks) else f"{min(ranks)} to {max(ranks)}"
     worst = max(cuts, key=lambda cut: cut["relative_error"])
-    typer.echo(
+    say(
         f"wrote {proof['folder']}: {len(cuts)} matrices, rank {span}, "
         f"{proof['parameters']:,} parameters\n"
         f"relative error {proof['relative_error']:.4g} over all; at most "
@@ -249,15 +255,15 @@ def _show_rest(proof: dict[str, Any]) -> None:
     saved = [each for each in proof["rest"] if each["held"]]
     lost = sorted((e for e in proof["rest"] if not e["held"]), key=lambda each: -each["norm"])
     if saved:
-        typer.echo(f"saved whole: {len(saved)} other changed tensors, as {saved[0]['name']}")
+        say(f"saved whole: {len(saved)} other changed tensors, as {saved[0]['name']}")
     if lost:
         names = ", ".join(each["name"] for each in lost[:3]) + (" …" if len(lost) > 3 else "")
-        typer.echo(
+        say(
             f"not held: {names}, {_percent(proof['not_held'])} of the squared change; "
             "--rest all saves what can be saved whole"
         )
     for note in proof["notes"]:
-        typer.echo(f"note: {note}")
+        say(f"note: {note}")
 
 
 def _show_logits(proof: dict[str, Any]) -> None:
@@ -265,13 +271,13 @@ def _show_logits(proof: dict[str, Any]) -> None:
     if found is None:
         return
     if "unmeasured" in found:
-        typer.echo(f"logits not compared: {found['unmeasured']}")
+        say(f"logits not compared: {found['unmeasured']}")
         return
     apart = ", ".join(f"{each['kl']:.3g} from {name}" for name, each in found["beside"].items())
-    typer.echo(f"KL {apart}: nats a position, {found['positions']} positions of {found['prompts']}")
+    say(f"KL {apart}: nats a position, {found['positions']} positions of {found['prompts']}")
     if "adapter_vs_added" in found:
         most = found["adapter_vs_added"]["max_logit_difference"]
-        typer.echo(f"read back by PEFT, its logits are those of base + update within {most:.2g}")
+        say(f"read back by PEFT, its logits are those of base + update within {most:.2g}")
 
 
 def _percent(share: float) -> str:

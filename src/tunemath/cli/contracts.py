@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from tunemath.cli.options import print_json
+from tunemath.cli.output import print_json, say
 
 __all__ = ["register"]
 
@@ -54,7 +54,7 @@ def _init(
     write_text(path, commented_contract(contract.resolved()))
     schema = path.with_name("finetune.schema.json")
     write_text(schema, json.dumps(contract_schema(), indent=1) + "\n")
-    typer.echo(f"wrote {path} and {schema}\nnext: edit it, then tunemath plan {path}")
+    say(f"wrote {path} and {schema}\nnext: edit it, then tunemath plan {path}")
 
 
 def _schema() -> None:

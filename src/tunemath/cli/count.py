@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunemath.cli.options import (
-    AsJson,
-    Method,
-    MethodSettings,
-    ModelPath,
-    PeftConfigPath,
-    print_json,
-)
+from tunemath.cli.options import AsJson, Method, MethodSettings, ModelPath, PeftConfigPath
+from tunemath.cli.output import print_json, say, show
 from tunemath.errors import ContractError, ModelError
 
 if TYPE_CHECKING:
@@ -65,13 +58,11 @@ def _count(
     if as_json:
         print_json(product)
     else:
-        from rich.console import Console
-
         from tunemath.report.ledger import ledger_view
 
-        Console().print(ledger_view(product))
+        show(ledger_view(product))
     for problem in problems:
-        print(problem, file=sys.stderr)
+        say(problem, err=True)
     if product["unmatched_targets"]:
         raise typer.Exit(_BAD_INPUT)
 

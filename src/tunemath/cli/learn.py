@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunemath.cli.options import AsJson, print_json
+from tunemath.cli.options import AsJson
+from tunemath.cli.output import print_json
 
 if TYPE_CHECKING:
     from tunemath.course.book import Exercise

@@ -8,14 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from tunemath.cli.options import (
-    AsJson,
-    Method,
-    MethodSettings,
-    ModelPath,
-    PeftConfigPath,
-    print_json,
-)
+from tunemath.cli.options import AsJson, Method, MethodSettings, ModelPath, PeftConfigPath
+from tunemath.cli.output import print_json, show
 from tunemath.errors import ContractError
 
 if TYPE_CHECKING:
@@ -44,14 +38,19 @@ def _memory(
     settings: MethodSettings = None,
     peft_config: PeftConfigPath = None,
     length: Annotated[
-        int, typer.Option("--length", "-T", min=1, help="Tokens of the longest row.")
+        int,
+        typer.Option("--length", "-T", min=1, max=10_000_000, help="Tokens of the longest row."),
     ] = 1024,
     supervised: Annotated[
-        int | None, typer.Option(min=1, help="Supervised tokens of a row; all when not given.")
+        int | None,
+        typer.Option(min=1, max=10_000_000, help="Supervised tokens of a row; all when not given."),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Examples in an optimizer step.")] = 8,
+    batch: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Examples in an optimizer step.")
+    ] = 8,
     micro_batch: Annotated[
-        int | None, typer.Option(min=1, help="Examples in memory at once; the batch if not given.")
+        int | None,
+        typer.Option(min=1, max=1_000_000, help="Examples in memory at once; else the batch."),
     ] = None,
     objective: Annotated[str, typer.Option(help="sft, or dpo: two rows an example.")] = "sft",
     dtype: Annotated[
@@ -85,7 +84,9 @@ def _memory(
     zero: Annotated[
         int, typer.Option(min=0, max=3, help="What devices share, as ZeRO's stage.")
     ] = 0,
-    devices: Annotated[int, typer.Option(min=1, help="How many devices share it.")] = 1,
+    devices: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="How many devices share it.")
+    ] = 1,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; this machine's.")] = None,
     fit: Annotated[
         str | None, typer.Option("--fit", metavar="SIZE", help="A device's memory: 24GiB, 80GB.")
@@ -182,9 +183,7 @@ def _memory(
     if as_json:
         print_json(product)
     else:
-        from rich.console import Console
-
-        Console().print(memory_view(product))
+        show(memory_view(product))
     if product.get("fits") is False:
         raise typer.Exit(_DOES_NOT_FIT)
 

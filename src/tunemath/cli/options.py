@@ -5,16 +5,12 @@ What a command needs is imported when it runs.
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-
-from tunemath.cli.streams import is_unicode
 
 if TYPE_CHECKING:
     from tunemath.pipeline import Run
@@ -34,7 +30,6 @@ __all__ = [
     "StageProgress",
     "find_run",
     "open_run",
-    "print_json",
 ]
 
 ContractPath = Annotated[Path, typer.Argument(metavar="CONTRACT", help="The contract's YAML file.")]
@@ -95,12 +90,6 @@ def find_run(name: str, runs: Path) -> Run:
         f"no run at {name} or {runs / name}; "
         + (f"runs there: {', '.join(known)}" if known else "`tunemath run CONTRACT` makes one")
     )
-
-
-def print_json(value: Any) -> None:
-    """Print a JSON value to standard output, in ASCII where that has no other signs."""
-    json.dump(value, sys.stdout, indent=1, ensure_ascii=not is_unicode(sys.stdout))
-    sys.stdout.write("\n")
 
 
 class StageProgress:

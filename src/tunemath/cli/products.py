@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tunemath.cli.options import AsJson, Runs, StageProgress, find_run, print_json
+from tunemath.cli.options import AsJson, Runs, StageProgress, find_run
+from tunemath.cli.output import print_json, say, show
 from tunemath.errors import ContractError
 
 __all__ = ["register"]
@@ -122,10 +123,10 @@ def _unmerge(
     if as_json:
         print_json(proof)
         return
-    typer.echo(f"wrote {proof['folder']}: ΔW of norm {proof['norm']:.4g} taken from ", nl=False)
-    typer.echo(f"{proof['changed']} tensors")
+    say(f"wrote {proof['folder']}: ΔW of norm {proof['norm']:.4g} taken from ", end="")
+    say(f"{proof['changed']} tensors")
     if left := proof.get("left"):
-        typer.echo(
+        say(
             f"‖unmerged − base‖ is {left['norm']:.3g}, {left['relative']:.2g} of ‖base‖; "
             f"{left['identical']} of {left['compared']} changed tensors are the base's to the bit"
         )
@@ -176,10 +177,6 @@ def _ties(apart: list[dict[str, Any]], tolerance: float) -> str:
 
 
 def _show(title: str, proof: dict[str, Any]) -> None:
-    from rich.console import Console
-
     from tunemath.report.terminal import checklist_view
 
-    console = Console()
-    console.print(title, highlight=False)
-    console.print(checklist_view(proof))
+    show(checklist_view(proof), title=title)

@@ -8,11 +8,14 @@ from typing import Annotated
 
 import typer
 
-from tunemath.cli.options import AsJson, Runs, StageProgress, find_run, print_json
+from tunemath.cli.options import AsJson, Runs, StageProgress, find_run
+from tunemath.cli.output import print_json, say, show
+from tunemath.shown import clean
 
 __all__ = ["register"]
 
 _RUNS = Path("runs")
+_DIGITS = 9
 
 
 def register(app: typer.Typer) -> None:
@@ -34,7 +37,7 @@ def _rank(
         str | None, typer.Option(metavar="LIST", help="Ranks to measure, as in 1,2,4,8.")
     ] = None,
     items: Annotated[
-        int, typer.Option(min=2, help="Items of each set at most, spread evenly.")
+        int, typer.Option(min=2, max=1_000_000, help="Items of each set at most, spread evenly.")
     ] = 100,
     contract: Annotated[
         Path | None, typer.Option(help="With TUNED: the contract whose items are asked.")
@@ -74,24 +77,26 @@ def _rank(
     else:
         folder = out or Path(f"rank-{tuned.resolve().name}")
     with StageProgress().shown() as progress:
-        say = partial(progress.console.print, markup=False, highlight=False)
+        tell = partial(_tell, progress)
         if run is not None:
-            product = rank_run(run, options, items, progress, say)
+            product = rank_run(run, options, items, progress, tell)
         else:
             assert tuned is not None
             product = rank_models(
-                name, tuned, contract, data, folder, options, items, progress, say
+                name, tuned, contract, data, folder, options, items, progress, tell
             )
     if as_json:
         print_json(product)
         return
-    from rich.console import Console
-
     from tunemath.report import rank_view
 
-    console = Console()
-    console.print(rank_view(product))
-    console.print(f"\n{folder / 'rank.html'}", highlight=False, soft_wrap=True)
+    show(rank_view(product))
+    say(f"\n{folder / 'rank.html'}")
+
+
+def _tell(progress: StageProgress, text: str) -> None:
+    """Print a line above the bar."""
+    progress.console.print(clean(text), markup=False, highlight=False)
 
 
 def _numbers(text: str | None) -> tuple[int, ...] | None:
@@ -102,7 +107,9 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
         return None
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
-        raise ContractError(f"--ranks is {text!r}; give whole numbers, as in 1,2,4,8")
+        raise ContractError(f"--ranks is {text!r:.80}; give whole numbers, as in 1,2,4,8")
+    if any(len(part) > _DIGITS for part in parts):
+        raise ContractError(f"--ranks has a number of more than {_DIGITS} digits; no rank has")
     return tuple(int(part) for part in parts)
 
 

@@ -17,8 +17,8 @@ from tunemath.cli.options import (
     StageProgress,
     find_run,
     open_run,
-    print_json,
 )
+from tunemath.cli.output import print_json, say, show
 from tunemath.cli.stages import run_stage
 
 __all__ = ["register"]
@@ -52,7 +52,10 @@ def _spectrum(
         str | None, typer.Option(help="Another adapter or run of the same base, to compare with.")
     ] = None,
     top: Annotated[
-        int, typer.Option(min=1, help="How many of the weights that moved most are shown.")
+        int,
+        typer.Option(
+            min=1, max=1_000_000, help="How many of the weights that moved most are shown."
+        ),
     ] = _TOP,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a page with figures: HTML.")
@@ -94,17 +97,15 @@ def _spectrum(
     if as_json:
         print_json(found)
     else:
-        from rich.console import Console
-
         from tunemath.report import spectra_view
 
-        Console().print(spectra_view(found, top))
+        show(spectra_view(found, top))
     if report is not None:
         from tunemath.report import spectra_page
         from tunemath.storage import write_text
 
         write_text(report, spectra_page(found, top))
-        typer.echo(f"wrote {report}", err=True)
+        say(f"wrote {report}", err=True)
 
 
 def _found(

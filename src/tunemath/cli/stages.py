@@ -18,8 +18,8 @@ from tunemath.cli.options import (
     Runs,
     StageProgress,
     open_run,
-    print_json,
 )
+from tunemath.cli.output import print_json, say, show
 
 if TYPE_CHECKING:
     from tunemath.pipeline import Run, StoppedError
@@ -93,7 +93,7 @@ def _run(
         from tunemath.report import summary_view
 
         folder = run.folder.path
-        _print(summary_view(evidence, folder, run.model.folder, folder / "report.html"))
+        show(summary_view(evidence, folder, run.model.folder, folder / "report.html"))
     raise typer.Exit(checklist["exit_code"])
 
 
@@ -130,10 +130,10 @@ def _plan_only(stage: str, run: Run, as_json: bool) -> None:
         print_json(evidence[stage])
     else:
         known = {name: evidence[name] for name in ("contract", stage)}
-        _print(_view(stage, evidence))
-        _print(unpassed_view([asdict(finding) for finding in early_findings(known)]))
+        show(_view(stage, evidence))
+        show(unpassed_view([asdict(finding) for finding in early_findings(known)]))
     if "what_if" in evidence:
-        typer.echo(f"what if: nothing was saved, as {evidence['what_if']}", err=True)
+        say(f"what if: nothing was saved, as {evidence['what_if']}", err=True)
     raise typer.Exit(_exit_code(stage, evidence))
 
 
@@ -143,7 +143,7 @@ def run_stage(stage: str, product: str, run: Run, go_on: bool, as_json: bool) ->
     if as_json:
         print_json(evidence[product])
     else:
-        _print(_view(stage, evidence))
+        show(_view(stage, evidence))
     raise typer.Exit(_exit_code(stage, evidence))
 
 
@@ -164,7 +164,7 @@ def _report(
     if as_json:
         print_json(paths)
     else:
-        typer.echo("\n".join(paths.values()))
+        say("\n".join(paths.values()))
     raise typer.Exit(evidence["checklist"]["exit_code"])
 
 
@@ -196,7 +196,7 @@ def _say_stopped(stop: StoppedError, as_json: bool) -> None:
         return
     from tunemath.report import stopped_view
 
-    _print(stopped_view(findings, stop.verdict.value, stop.after))
+    show(stopped_view(findings, stop.verdict.value, stop.after))
 
 
 def _exit_code(stage: str, evidence: dict[str, Any]) -> int:
@@ -222,9 +222,3 @@ def _view(stage: str, evidence: dict[str, Any]) -> Any:
         return report.training_view(evidence["training"])
     name = "checklist" if stage == "check" else stage
     return getattr(report, f"{name}_view")(evidence[name])
-
-
-def _print(view: Any) -> None:
-    from rich.console import Console
-
-    Console().print(view)

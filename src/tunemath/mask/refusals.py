@@ -52,7 +52,6 @@ class Refusals:
         if self.count:
             more = self.count - len(self.first)
             shown = f"; the first {len(self.first)}" if more else ""
-            lines = "".join(f"\n  {line}" for line in self.first)
             raise DataError(
-                f"{self.name}: {self.count:,} of {of:,} {self.what} are refused{shown}:{lines}"
+                f"{self.name}: {self.count:,} of {of:,} {self.what} are refused{shown}:", self.first
             )

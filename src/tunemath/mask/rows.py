@@ -22,6 +22,8 @@ from typing import Any, Literal, NoReturn, overload
 
 from tunemath.errors import DataError
 from tunemath.mask.refusals import Refusals
+from tunemath.reading import read_text
+from tunemath.shown import clip, shown
 
 __all__ = ["Example", "Item", "Message", "Pair", "RowKind", "read_rows"]
 
@@ -165,15 +167,15 @@ class _Row:
     def id(self) -> str:
         given = self.values.get("id", self.default_id)
         if isinstance(given, bool) or not isinstance(given, str | int) or not str(given).strip():
-            self.fail(f"id is {_shown(given)}; give a non-empty string, or leave it out")
-        return str(given)
+            self.fail(f"id is {shown(given)}; give a non-empty string, or leave it out")
+        return self.checked(str(given), "id")
 
     def text(self, key: str) -> str:
         return self.checked(self.values[key], key)
 
     def checked(self, value: Any, name: str) -> str:
         if not isinstance(value, str):
-            self.fail(f"{name} must be a string; got {_shown(value)}")
+            self.fail(f"{name} must be a string; got {shown(value)}")
         if not value.strip():
             self.fail(f"{name} is empty; write its text, or remove the row")
         try:
@@ -191,18 +193,18 @@ class _Row:
         """Read a list of messages, with the row's ``system`` put first."""
         turns = self.values[key]
         if not isinstance(turns, list) or not turns:
-            self.fail(f"{key} must be a non-empty list of messages; got {_shown(turns)}")
+            self.fail(f"{key} must be a non-empty list of messages; got {shown(turns)}")
         messages = [self.message(turn, f"{key}[{index}]") for index, turn in enumerate(turns)]
         return self.with_system(messages)
 
     def message(self, turn: Any, name: str) -> Message:
         if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
-            self.fail(f"{name} must be an object with role and content; got {_shown(turn)}")
+            self.fail(f"{name} must be an object with role and content; got {shown(turn)}")
         if extra := turn.keys() - {"role", "content"}:
-            self.fail(f"{name} has the key {min(extra)!r}; a message has role and content only")
+            self.fail(f"{name} has the key {min(extra)!r:.80}; a message has role and content only")
         if turn["role"] not in _ROLES:
             roles = ", ".join(_ROLES)
-            self.fail(f"{name} has the role {_shown(turn['role'])}; the roles are {roles}")
+            self.fail(f"{name} has the role {shown(turn['role'])}; the roles are {roles}")
         return Message(turn["role"], self.checked(turn["content"], f"{name}.content"))
 
     def with_system(self, messages: list[Message]) -> tuple[Message, ...]:
@@ -246,13 +248,13 @@ def _row(path: Path, number: int, line: str, kind: RowKind) -> _Row:
     try:
         values = json.loads(line, object_pairs_hook=lambda pairs: _object(pairs, twice))
     except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", str(error))
+        reason = clip(getattr(error, "msg", str(error)), 200)
         raise DataError(f"{where}: not valid JSON: {reason}; give one object a line") from None
     if not isinstance(values, dict):
-        raise DataError(f"{where}: expected a JSON object, got {_shown(values)}")
+        raise DataError(f"{where}: expected a JSON object, got {shown(values)}")
     row = _Row(values, where, kind, f"{path.stem}:{number}")
     if twice:
-        row.fail(f"the key {_shown(twice[0])} is given twice in one object; keep one")
+        row.fail(f"the key {shown(twice[0])} is given twice in one object; keep one")
     _refuse_unknown_keys(row)
     return row
 
@@ -267,25 +269,16 @@ def _object(pairs: list[tuple[str, Any]], twice: list[str]) -> dict[str, Any]:
 
 
 def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist; give a JSONL file") from None
-    except IsADirectoryError:
-        raise DataError(f"{path} is a folder; give a JSONL file") from None
-    except PermissionError:
-        raise DataError(f"{path} may not be read; change its permissions") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    return read_text(path, DataError, absent="does not exist; give a JSONL file")
 
 
 def _refuse_unknown_keys(row: _Row) -> None:
     valid = (*_ALWAYS, *_KEYS[row.kind])
     for key in row.values:
         if key not in valid:
-            near = difflib.get_close_matches(key, valid, n=1)
+            near = difflib.get_close_matches(key[:80], valid, n=1)
             hint = f"did you mean {near[0]}?" if near else f"a row has {_FORMS[row.kind]}"
-            row.fail(f"unknown key {key!r}; {hint} (free notes go under `meta`)")
+            row.fail(f"unknown key {key!r:.80}; {hint} (free notes go under `meta`)")
 
 
 def _example(row: _Row) -> Example:
@@ -334,11 +327,11 @@ def _item(row: _Row) -> Item:
 def _choices(row: _Row) -> tuple[str, ...]:
     given = row.values["choices"]
     if not isinstance(given, list) or len(given) < 2:
-        row.fail(f"choices must be a list of at least 2 answers; got {_shown(given)}")
+        row.fail(f"choices must be a list of at least 2 answers; got {shown(given)}")
     choices = tuple(row.checked(text, f"choices[{index}]") for index, text in enumerate(given))
     for index, text in enumerate(choices):
         if text.strip() in (earlier.strip() for earlier in choices[:index]):
-            row.fail(f"choices[{index}] repeats {_shown(text)}; choices must differ")
+            row.fail(f"choices[{index}] repeats {shown(text)}; choices must differ")
     return choices
 
 
@@ -346,19 +339,13 @@ def _correct(row: _Row, choices: tuple[str, ...]) -> int:
     answer = row.values["answer"]
     if isinstance(answer, str):
         if answer not in choices:
-            row.fail(f"the answer {_shown(answer)} is none of the {len(choices)} choices")
+            row.fail(f"the answer {shown(answer)} is none of the {len(choices)} choices")
         return choices.index(answer)
     if isinstance(answer, bool) or not isinstance(answer, int):
-        row.fail(f"answer must be an index from 0, or a choice's text; got {_shown(answer)}")
+        row.fail(f"answer must be an index from 0, or a choice's text; got {shown(answer)}")
     if not 0 <= answer < len(choices):
         row.fail(f"answer {answer} is out of range: {len(choices)} choices, counted from 0")
     return answer
 
 
 _PARSE: dict[str, Callable[[_Row], Any]] = {"sft": _example, "dpo": _pair, "evaluation": _item}
-
-
-def _shown(value: Any) -> str:
-    """Return a value as short JSON, for a message."""
-    text = json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace").decode()
-    return text if len(text) <= 60 else text[:57] + "..."

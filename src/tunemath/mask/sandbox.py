@@ -6,7 +6,6 @@ The settings, filters and globals are those that templates on the hub rely on: b
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, NoReturn
@@ -15,20 +14,22 @@ from jinja2 import nodes
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
+
+from tunemath.mask.effort import LimitedSandbox
 
 __all__ = ["sandbox"]
 
+_LONGEST_STYLE = 1000
 
-def sandbox(clock: Callable[[], datetime]) -> ImmutableSandboxedEnvironment:
+
+def sandbox(clock: Callable[[], datetime]) -> LimitedSandbox:
     """Return an environment that compiles chat templates; ``clock`` answers ``strftime_now``."""
-    environment = ImmutableSandboxedEnvironment(
+    environment = LimitedSandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
-    environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda style: clock().strftime(style)
+    environment.globals["strftime_now"] = lambda style: clock().strftime(style[:_LONGEST_STYLE])
     environment.globals["dict"] = _MakeDict()
     environment.globals["namespace"] = _PublicNamespace
     return environment
@@ -75,19 +76,3 @@ def _refuse_private(name: Any) -> None:
 
 def _raise_exception(message: str) -> NoReturn:
     raise TemplateError(message)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )

@@ -13,16 +13,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunemath.errors import DataError, ModelError
 from tunemath.mask.rows import Message
 from tunemath.mask.tokenize import load_tokenizer, read_model_json, special_tokens
+from tunemath.patience import patience
+from tunemath.reading import read_text
+from tunemath.shown import clip, one_line, shown
 
 if TYPE_CHECKING:
     import jinja2
 
+    from tunemath.mask.effort import LimitedSandbox
+
 __all__ = ["PLAIN", "Template"]
+
+_LONGEST = 2**22
+_PATIENCE = 20.0
+# What Python raises for the code that a template becomes, where it is nested beyond all use.
+_NOT_COMPILED = (ValueError, SyntaxError, RecursionError, MemoryError)
 
 PLAIN = (
     "{{ bos_token }}{% for message in messages %}{% if not loop.first %}{{ '\\n' }}{% endif %}"
@@ -86,50 +96,68 @@ class Template:
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            return self._compiled.render(
-                **self.variables,
-                messages=turns,
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-            )
+            sandbox, template = self._compiled
+            sandbox.renew()
+            with patience(_PATIENCE):
+                return template.render(
+                    **self.variables,
+                    messages=turns,
+                    tools=None,
+                    documents=None,
+                    add_generation_prompt=add_generation_prompt,
+                )
         except ModelError:
             raise
         except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            roles = ", ".join(message.role for message in messages)
+            reason = one_line(" ".join(str(error).split()) or type(error).__name__, 300)
+            roles = clip(", ".join(message.role for message in messages), 200)
             raise DataError(
                 f"the model's chat template refuses a conversation of {roles}: {reason}"
             ) from None
 
     @functools.cached_property
-    def _compiled(self) -> jinja2.Template:
-        import jinja2
+    def _compiled(self) -> tuple[LimitedSandbox, jinja2.Template]:
+        from jinja2 import TemplateError
 
         from tunemath.mask.sandbox import sandbox
 
         try:
-            return sandbox(self.clock).from_string(self.source)
-        except jinja2.TemplateError as error:
-            raise ModelError(f"the model's chat template is not valid Jinja: {error}") from None
+            environment = sandbox(self.clock)
+            return environment, environment.from_string(self.source)
+        except (TemplateError, *_NOT_COMPILED) as error:
+            raise ModelError(
+                f"the model's chat template is not valid Jinja: {one_line(error, 300)}"
+            ) from None
 
 
 def _find_source(folder: Path) -> str | None:
     file = folder / "chat_template.jinja"
     if file.is_file():
-        try:
-            return file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ModelError(f"{file} cannot be read: {error}") from None
+        return read_text(file, ModelError, _LONGEST)
     for name in ("chat_template.json", "tokenizer_config.json"):
-        given = read_model_json(folder, name).get("chat_template")
-        if isinstance(given, list):
-            given = {entry["name"]: entry["template"] for entry in given}
-        if isinstance(given, dict):
-            if "default" not in given:
-                names = ", ".join(sorted(given))
-                raise ModelError(f"{folder / name} has chat templates {names}, none called default")
-            given = given["default"]
-        if isinstance(given, str):
+        given = _default(read_model_json(folder, name).get("chat_template"), folder / name)
+        if given is not None:
             return given
     return None
+
+
+def _default(given: Any, path: Path) -> str | None:
+    """Return the one template, or the one called default of several."""
+    if isinstance(given, list):
+        pairs = [each for each in given if isinstance(each, dict)]
+        if len(pairs) < len(given) or not all(
+            {"name", "template"} <= each.keys() for each in pairs
+        ):
+            raise ModelError(
+                f"{path} has {shown(given)} as chat_template; expected a template, or a list of "
+                "objects with name and template"
+            )
+        given = {str(each["name"]): each["template"] for each in pairs}
+    if isinstance(given, dict):
+        if "default" not in given:
+            names = clip(", ".join(sorted(given)), 200)
+            raise ModelError(f"{path} has chat templates {names}, none called default")
+        given = given["default"]
+    if given is None or isinstance(given, str):
+        return given
+    raise ModelError(f"{path} has {shown(given)} as chat_template; expected a template's text")

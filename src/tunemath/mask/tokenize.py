@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunemath.errors import ModelError
+from tunemath.reading import LONGEST_JSON, parse_json, read_file
+from tunemath.shown import one_line, shown
 
 if TYPE_CHECKING:
     import tokenizers
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["Tokenizer", "load_tokenizer", "read_model_json", "special_tokens"]
 
 _OLDER = "special_tokens_map.json"
+_LONGEST = 2**29
+_MOST_TOKENS = 2**31
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +99,14 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         return _ids(backend.token_to_id(token) if token is not None else None)
 
     def configured(kind: str) -> list[int]:
-        return [token for config in configs for token in _ids(config.get(f"{kind}_token_id"))]
+        found = [token for config in configs for token in _ids(config.get(f"{kind}_token_id"))]
+        wrong = [token for token in found if not -1 <= token < _MOST_TOKENS]
+        if wrong:
+            raise ModelError(
+                f"{folder} has {kind}_token_id {shown(wrong[0])} in generation_config.json or "
+                "config.json, which is no token's number; correct it"
+            )
+        return [token for token in found if token >= 0]  # -1 stands for none
 
     eos = [*configured("eos"), *named("eos")]
     if not eos:
@@ -115,15 +126,19 @@ def _backend(folder: Path) -> tuple[tokenizers.Tokenizer, str]:
 
     path = folder / "tokenizer.json"
     try:
-        data = path.read_bytes()
+        if not os.path.lexists(path):
+            raise ModelError(
+                f"{folder} has no tokenizer.json; save the model's fast tokenizer there "
+                "(AutoTokenizer.from_pretrained(...).save_pretrained(folder))"
+            )
+        data = read_file(path, ModelError, _LONGEST)
         backend = tokenizers.Tokenizer.from_str(data.decode())
-    except FileNotFoundError:
-        raise ModelError(
-            f"{folder} has no tokenizer.json; save the model's fast tokenizer there "
-            "(AutoTokenizer.from_pretrained(...).save_pretrained(folder))"
-        ) from None
+    except ModelError:
+        raise
     except Exception as error:
-        raise ModelError(f"{path} is not a readable tokenizer: {error}") from None
+        raise ModelError(
+            f"{path} is not a readable tokenizer: {one_line(error, 300)}; download it again"
+        ) from None
     backend.no_padding()
     backend.no_truncation()
     return backend, hashlib.sha256(data).hexdigest()
@@ -145,12 +160,9 @@ def special_tokens(folder: str | Path) -> dict[str, str]:
 def read_model_json(folder: Path, name: str) -> dict[str, Any]:
     """Read one JSON file of a model folder; an absent one is an empty record."""
     path = Path(folder) / name
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} is not readable JSON: {error}") from None
+    values = parse_json(read_file(path, ModelError, LONGEST_JSON), path, ModelError)
     if not isinstance(values, dict):
         raise ModelError(f"{path} must hold a JSON object, got a {type(values).__name__}")
     return values

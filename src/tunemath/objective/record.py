@@ -16,7 +16,7 @@ class Objective(Record):
 
     kind: Literal["sft", "dpo"] = "sft"
     """`sft`: mean cross-entropy over supervised tokens of the batch. `dpo`: mean over pairs."""
-    beta: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    beta: float | None = Field(default=None, gt=0, le=1e6)
     """DPO's β, the weight of the distance from the base (0.1 when not given)."""
 
     @model_validator(mode="after")

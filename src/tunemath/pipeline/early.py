@@ -28,8 +28,12 @@ def read_data(run: Run) -> None:
     if len(faults) == 1:
         raise next(iter(faults.values()))
     if faults:
-        lines = "".join(f"\n{field}: {error}" for field, error in faults.items())
-        raise DataError(f"{len(faults)} of the contract's data files are refused:{lines}")
+        told = [
+            line
+            for field, error in faults.items()
+            for line in (f"{field}: {error.message}", *(f"  {each}" for each in error.faults))
+        ]
+        raise DataError(f"{len(faults)} of the contract's data files are refused:", told)
     _refuse_same_content(run)
 
 

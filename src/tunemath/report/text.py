@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
+
+from tunemath.shown import clean, clip
 
 __all__ = [
     "MISSING",
@@ -33,7 +34,6 @@ __all__ = [
 MISSING = "not measured"
 
 _MINUS = "\N{MINUS SIGN}"
-_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def dig(evidence: Mapping[str, Any] | None, *keys: str) -> Any:
@@ -218,40 +218,6 @@ def flops(value: Any) -> str:
         if value >= factor:
             return f"{decimal(value / factor, 1)} {prefix}FLOP"
     return f"{round(value)} FLOP"
-
-
-def clean(text: Any) -> str:
-    r"""Return untrusted text with nothing that could act on a terminal or reorder a line.
-
-    Control characters and overrides of the writing direction become visible; halves of
-    surrogate pairs become U+FFFD. Line ends and tabs stay.
-
-    >>> clean("a\x1b[31mb\u202ec\r\nd")
-    'a␛[31mb⟨U+202E⟩c\nd'
-    """
-    return "".join(_visible(c) for c in str(text).replace("\r\n", "\n").replace("\r", "\n"))
-
-
-def _visible(character: str) -> str:
-    code = ord(character)
-    if character in "\n\t":
-        return character
-    if code < 32:
-        return chr(0x2400 + code)
-    if character in _BIDI or unicodedata.category(character) == "Cc":
-        return f"⟨U+{code:04X}⟩"
-    return "\N{REPLACEMENT CHARACTER}" if 0xD800 <= code < 0xE000 else character
-
-
-def clip(text: Any, limit: int) -> str:
-    """Return cleaned text of at most ``limit`` characters, saying how many were left out.
-
-    >>> clip("abcdefgh", 5)
-    'abcde… (3 characters more)'
-    """
-    whole = clean(text)
-    left = len(whole) - limit
-    return whole if left <= 0 else f"{whole[:limit]}… ({left:,} characters more)"
 
 
 def short_path(path: Any) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from tunemath.errors import ModelError
+from tunemath.reading import LONGEST_JSON, open_file, parse_json, read_file
+from tunemath.shown import shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +38,7 @@ _INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _LONGEST_HEADER = 100_000_000
 _LONGEST_VALUE = 2**16
+_LONGEST_NAME = 255
 _LFS = b"version https://git-lfs"
 _PART = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 
@@ -111,12 +115,9 @@ def read_tensor(folder: Path, header: TensorHeader) -> bytes:
             f"{path} has {header.nbytes:,} bytes where a short description was expected; "
             "it is damaged, download it again"
         )
-    try:
-        with path.open("rb") as file:
-            file.seek(header.start)
-            return file.read(header.nbytes)
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
+    with open_file(path, ModelError) as file:
+        file.seek(header.start)
+        return file.read(header.nbytes)
 
 
 def read_array(folder: Path, header: TensorHeader) -> np.ndarray:
@@ -141,19 +142,7 @@ def read_array(folder: Path, header: TensorHeader) -> np.ndarray:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object that a file holds."""
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_LONGEST_HEADER + 1)
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
-    if len(raw) > _LONGEST_HEADER:
-        raise ModelError(f"{path} is over {_LONGEST_HEADER:,} bytes; expected a short JSON file")
-    if raw.startswith(_LFS):
-        raise ModelError(f"{path} is a Git LFS pointer, not the file; run `git lfs pull`")
-    try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not JSON ({error}); download it again") from None
+    value = parse_json(read_file(path, ModelError, LONGEST_JSON), path, ModelError)
     if not isinstance(value, dict):
         raise ModelError(f"{path} holds a {type(value).__name__}; expected a JSON object")
     return value
@@ -172,10 +161,14 @@ def _read_index(index: Path) -> Checkpoint:
     folder = index.parent
     shards: dict[str, dict[str, TensorHeader]] = {}
     for name in sorted({str(place) for place in places.values()}):
-        if Path(name).name != name or not name.endswith(".safetensors"):
+        if (
+            len(name) > _LONGEST_NAME
+            or Path(name).name != name
+            or not name.endswith(".safetensors")
+        ):
             raise ModelError(
-                f"{index} names {name!r}; expected a file of the same folder, whose name ends in "
-                ".safetensors"
+                f"{index} names {shown(name)}; expected a file of the same folder, whose name ends "
+                "in .safetensors"
             )
         if not (folder / name).is_file():
             raise ModelError(f"{folder} lacks {name}, which its index names; download it again")
@@ -235,11 +228,8 @@ def _index_notes(
 
 
 def _read_file(path: Path) -> dict[str, TensorHeader]:
-    try:
-        with path.open("rb") as file:
-            raw, data_bytes = _read_header(path, file)
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
+    with open_file(path, ModelError) as file:
+        raw, data_bytes = _read_header(path, file)
     header = _parse(path, raw)
     header.pop("__metadata__", None)
     data, file_name = 8 + len(raw), path.name
@@ -250,7 +240,7 @@ def _read_file(path: Path) -> dict[str, TensorHeader]:
 
 def _read_header(path: Path, file: BinaryIO) -> tuple[bytes, int]:
     """Return the header, and how many bytes follow it."""
-    size = path.stat().st_size
+    size = os.fstat(file.fileno()).st_size
     start = file.read(8)
     if start == _LFS[:8]:
         raise ModelError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull`")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from tunemath.errors import ModelError
@@ -34,6 +35,7 @@ from tunemath.space.record import (
 __all__ = ["Block", "blocks_of", "change_of", "layers_of", "ledger_of", "peft_settings", "task_of"]
 
 _WEIGHTS = ("linear", "conv1d", "experts")
+_MATRICES = ("linear", "conv1d", "embedding")
 _ATTENTION = ("attn", "attention")
 _FEED_FORWARD = ("mlp", "ffn", "feed_forward", "feedforward", "moe")
 # The biases that DeBERTa's one projection to queries, keys and values has beside it.
@@ -72,9 +74,11 @@ def change_of(blueprint: Blueprint, space: UpdateSpace, *, task_type: str = "CAU
     if isinstance(space, LoraSpace | PrefixSpace | PromptSpace):
         kind, values = peft_settings(space, task_type)
         config = AdapterConfig(kind, **values)
-        if isinstance(space, LoraSpace):
-            _need_targets(blueprint, config)
-        return peft_change(blueprint, config)
+        if not isinstance(space, LoraSpace):
+            _hold_places(blueprint, space)
+            return peft_change(blueprint, config)
+        _need_targets(blueprint, config)
+        return _hold_rank(peft_change(blueprint, config), space.rank)
     if isinstance(space, AdapterSpace):
         return _adapters(blueprint, space)
     if isinstance(space, LastLayersSpace):
@@ -140,6 +144,42 @@ def _need_targets(blueprint: Blueprint, config: AdapterConfig) -> None:
         raise ModelError(
             f"space.targets: {name!r} matches no layer of this {blueprint.model_type} "
             f"model.{meant} It has {has}"
+        )
+
+
+def _hold_rank(change: Change, rank: int) -> Change:
+    """Refuse a rank that no target has a use for; say where some have none.
+
+    A matrix of m rows and n columns has a rank of at most min(m, n), and so has its update.
+    """
+    sides = {module: min(module.d_in, module.d_out) for module in change.targets}
+    most = max(sides, key=lambda module: sides[module], default=None)
+    if most is None or any(module.kind not in _MATRICES for module in sides):
+        return change
+    if rank > sides[most]:
+        raise ModelError(
+            f"space.rank is {rank}, and no target has a use for more than {sides[most]}, the "
+            f"smaller side of {most.name} ({most.d_out} × {most.d_in}); give at most that"
+        )
+    small = [module for module in change.targets if rank > sides[module]]
+    if not small:
+        return change
+    first = small[0]
+    note = (
+        f"rank {rank} is more than the smaller side of {len(small)} of {len(sides)} targets, such "
+        f"as {first.name} ({first.d_out} × {first.d_in}), where what is over adds nothing"
+    )
+    return replace(change, notes=(*change.notes, note))
+
+
+def _hold_places(blueprint: Blueprint, space: PrefixSpace | PromptSpace) -> None:
+    """Refuse more virtual tokens than the model has positions, or as many."""
+    names = ("max_position_embeddings", "n_positions")
+    positions = next((blueprint.config.get(n) for n in names if n in blueprint.config), None)
+    if type(positions) is int and space.length >= positions:
+        raise ModelError(
+            f"space.length is {space.length}, and the model has {positions} positions for virtual "
+            "tokens and rows together; give a shorter one"
         )
 
 

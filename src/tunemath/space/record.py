@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from tunemath.errors import ContractError
+from tunemath.plain_yaml import YamlProblemError, load_yaml
 from tunemath.record import Record, explain
+from tunemath.shown import clip, shown
 
 __all__ = [
     "METHODS",
@@ -35,9 +37,9 @@ class LoraSpace(Record):
 
     method: Literal["lora", "dora"] = "lora"
     """`lora`: a low-rank update of each target. `dora`: the same, and a length for each row."""
-    rank: int = Field(default=8, ge=1)
-    """r, the rank of each update."""
-    alpha: float = Field(default=16.0, gt=0)
+    rank: int = Field(default=8, ge=1, le=65_536)
+    """r, the rank of each update; no more than the smaller side of the targets' largest matrix."""
+    alpha: float = Field(default=16.0, gt=0, le=1e6)
     """α; the update is scaled by α/r, or by α/√r with `rslora`."""
     targets: Literal["all-linear"] | list[str] = "all-linear"
     """Which linear layers: `all-linear` (all but the head), or names such as [q_proj, v_proj]."""
@@ -64,7 +66,7 @@ class LastLayersSpace(Record):
 
     method: Literal["last_layers"]
     """`last_layers`: the last layers and the final norm."""
-    layers: int = Field(default=1, ge=1)
+    layers: int = Field(default=1, ge=1, le=10_000)
     """How many layers, counted from the output."""
     head: bool = False
     """Train the output layer too; where it is tied, that is the input embedding as well."""
@@ -77,15 +79,15 @@ class AdapterSpace(Record):
     """`adapter`: small networks within each layer."""
     style: Literal["houlsby", "pfeiffer", "parallel", "compacter"] = "pfeiffer"
     """`pfeiffer`: after feed-forward. `houlsby`: after attention too. `parallel`, `compacter`."""
-    bottleneck: int = Field(default=64, ge=1)
+    bottleneck: int = Field(default=64, ge=1, le=65_536)
     """m, the width inside."""
     activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
     """σ, the non-linearity."""
     bias: bool = True
     """Whether both layers have a bias."""
-    scale: float | None = Field(default=None, gt=0)
+    scale: float | None = Field(default=None, gt=0, le=1e6)
     """s; 1 when not given, and 4 with `parallel`."""
-    kronecker: int | None = Field(default=None, ge=1)
+    kronecker: int | None = Field(default=None, ge=1, le=1024)
     """n, the products in each matrix of `compacter`; 4 when not given."""
 
     @model_validator(mode="after")
@@ -105,11 +107,11 @@ class PrefixSpace(Record):
 
     method: Literal["prefix"]
     """`prefix`: trained keys and values in every layer of a frozen model."""
-    length: int = Field(default=16, ge=1)
-    """P, the places of the prefix."""
+    length: int = Field(default=16, ge=1, le=1_000_000)
+    """P, the places of the prefix; fewer than the model has positions."""
     projection: bool = False
     """Compute keys and values from P embeddings by a network of two layers while training."""
-    hidden: int | None = Field(default=None, ge=1)
+    hidden: int | None = Field(default=None, ge=1, le=1_000_000)
     """The width inside that network; the width of all KV heads when not given."""
     init: Literal["vocabulary", "random"] | None = None
     """Start as P tokens of the `vocabulary`, or `random`ly as PEFT does, as `projection` must."""
@@ -130,8 +132,8 @@ class PromptSpace(Record):
 
     method: Literal["prompt"]
     """`prompt`: trained embeddings before the input of a frozen model."""
-    length: int = Field(default=16, ge=1)
-    """P, the virtual tokens."""
+    length: int = Field(default=16, ge=1, le=1_000_000)
+    """P, the virtual tokens; fewer than the model has positions."""
     init: Literal["vocabulary", "random"] = "vocabulary"
     """`vocabulary`: start as P random tokens of the vocabulary. `random`: normal numbers."""
 
@@ -152,11 +154,12 @@ def _with_method(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     method = value.get("method", "lora")
-    if method in METHODS:
+    if isinstance(method, str) and method in METHODS:
         return {"method": method, **value}
-    near = difflib.get_close_matches(str(method), METHODS, n=1)
+    given = clip(method, 80) if isinstance(method, str) else shown(method)
+    near = difflib.get_close_matches(given, METHODS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(METHODS)}"
-    raise ValueError(f"method {method!r} is not known; {hint}")
+    raise ValueError(f"method {given!r} is not known; {hint}")
 
 
 UpdateSpace = Annotated[
@@ -182,16 +185,14 @@ def parse_space(method: str, settings: Sequence[str] = ()) -> UpdateSpace:
     >>> parse_space("adapter", ["bottleneck=8"]).bottleneck
     8
     """
-    import yaml
-
     values: dict[str, Any] = {}
     for setting in settings:
         key, sign, text = setting.partition("=")
         if not sign or not key.strip():
-            raise ContractError(f"--set {setting}: expected key=value, as in rank=16")
+            raise ContractError(f"--set {clip(setting, 80)}: expected key=value, as in rank=16")
         try:
-            values[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError:
+            values[key.strip()] = load_yaml(text)
+        except YamlProblemError:
             values[key.strip()] = text
     return read_space({**values, "method": method})
 

@@ -61,9 +61,9 @@ def _text(name, text):
     ("damage", "message"),
     [
         (lambda f: shutil.rmtree(f), "does not exist; expected a model's folder"),
-        (_text("config.json", "{"), "config.json is not JSON"),
+        (_text("config.json", "{"), "config.json is not valid JSON"),
         (_text("config.json", "[]"), "expected a JSON object"),
-        (_text("config.json", "[" * 100_000), "config.json is not JSON"),
+        (_text("config.json", "[" * 100_000), "config.json is not valid JSON"),
         (_text("config.json", "version https://git-lfs.github.com/spec/v1"), "git lfs pull"),
         (_text("config.json", '{"peft_type": "LORA"}'), "an adapter's configuration"),
         (lambda f: (f / "model.safetensors").unlink(), "has no weights.*found config.json"),

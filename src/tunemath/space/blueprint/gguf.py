@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tunemath.errors import ModelError
+from tunemath.reading import open_file
 
 __all__ = ["Gguf", "GgufTensor", "read_gguf"]
 
@@ -82,7 +83,7 @@ def _parts(path: Path) -> list[Path]:
 
 def _read_file(path: Path) -> Gguf:
     try:
-        with path.open("rb") as file:
+        with open_file(path, ModelError) as file:
             start = file.read(8)
             if start.startswith(b"version "):
                 raise ModelError(f"{path} is a Git LFS pointer, not the file; run `git lfs pull`")
@@ -90,8 +91,6 @@ def _read_file(path: Path) -> Gguf:
                 raise ModelError(f"{path} is not a GGUF file ({start!r} at its start)")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _Header(path, data).read()
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
     except (struct.error, UnicodeDecodeError, OverflowError):
         raise ModelError(f"{path} is cut short or damaged; download it again") from None
 

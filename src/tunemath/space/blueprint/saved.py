@@ -34,7 +34,7 @@ def from_json(text: str) -> Blueprint:
         values = {name: found[name] for name in _FIELDS}
         values |= {"unlearnable": frozenset(found["unlearnable"]), "notes": tuple(found["notes"])}
         return Blueprint(modules=modules, **values)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ModelError(
             f"this is not a saved blueprint ({type(error).__name__}: {error}); make it again"
         ) from None

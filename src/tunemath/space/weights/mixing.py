@@ -45,6 +45,7 @@ __all__ = [
 Method = Literal["linear", "task", "slerp", "ties", "dare", "dare-ties"]
 METHODS: tuple[str, ...] = get_args(Method)
 _PARALLEL = 0.9995
+_LARGEST = 1e6
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,10 @@ class Mix:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ContractError(f"--method {self.method}: expected one of {', '.join(METHODS)}")
-        if not all(math.isfinite(weight) for weight in (*self.weights, self.scale)):
-            raise ContractError("weights and scale: expected finite numbers")
+        if not all(abs(weight) <= _LARGEST for weight in (*self.weights, self.scale)):
+            raise ContractError(
+                f"weights and scale: expected numbers up to {_LARGEST:,.0f} in size"
+            )
         if not 0 < self.density <= 1:
             raise ContractError(f"--density {self.density:g}: expected over 0 and at most 1")
         if self.density < 1 and not self.sparse:
