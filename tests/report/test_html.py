@@ -165,7 +165,7 @@ def test_what_is_absent_is_said(incomplete: dict[str, Any]) -> None:
     text = squeeze(Page(html_report(incomplete)).text)
     for words in (
         "No verdict yet",
-        "Stages without a product: evaluate, movement, spectrum, check",
+        "Stages without a product: artefact, evaluate, movement, spectrum, check",
         "training stopped after 14 of 60 steps",
         "Paired differences: not measured",
         "The checklist: not measured",

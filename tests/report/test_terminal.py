@@ -8,6 +8,7 @@ from rich.console import Console, RenderableType
 
 from tunemath.report import (
     arms_view,
+    artefact_view,
     checklist_view,
     mask_view,
     movement_view,
@@ -89,6 +90,23 @@ def test_stages_run_alone(dpo: dict[str, Any], incomplete: dict[str, Any]) -> No
     assert "margin accuracy" in show(training_view(dpo["training"]))
     assert "14 steps" in show(training_view(incomplete["training"]))
     assert "On cpu (float32)" in show(training_view(dpo["training"]))
+
+
+def test_the_proof_of_the_artefact(sft: dict[str, Any]) -> None:
+    shown = show(artefact_view(sft["artefact"]))
+    assert "merged, saved and loaded again 4.7e−5 1.1e−10 nats" in shown
+    assert "85 positions; a logit may differ by 0.001" in shown
+    unmerged = {**sft["artefact"], "not_merged": "[bold]an adapter"}
+    assert "Not merged: [bold]an adapter" in show(artefact_view(unmerged))
+
+
+def test_the_plan_names_the_stage_that_holds_most(sft: dict[str, Any]) -> None:
+    memory = {**sft["plan"]["memory"], "highest": "baselines"}
+    memory |= {"stages": {"baselines": 2**31, "train": 2**30}, "total_bytes": 2**31}
+    text = show(plan_view({**sft["plan"], "memory": memory}))
+    assert "2.00 GiB, in baselines; fits in" in text
+    assert "The most in each stage: baselines 2.00 GiB, train 1.00 GiB" in text
+    assert "lower evaluation.batch_size" in text
 
 
 def test_movement_and_spectrum(sft: dict[str, Any]) -> None:
