@@ -221,6 +221,23 @@ def test_a_peft_configuration_is_foretold_as_the_same_method_is(call, config, tm
     assert "'q_porj', which matches nothing" in " ".join(err.split())
 
 
+def test_copies_of_modules_stay_in_the_bases_dtype(call, config, tmp_path, monkeypatch):
+    # PEFT casts its tuners' layers to float32, and no module that is saved whole.
+    monkeypatch.setenv("TUNEMATH_CACHE", str(tmp_path / "cache"))
+    path, adapter = tmp_path / "config.json", tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(SMALLER), "utf-8")
+    values = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj"],
+              "modules_to_save": ["lm_head"]}  # fmt: skip
+    adapter.write_text(json.dumps(values), "utf-8")
+    asked = (path, "--peft-config", adapter, "--dtype", "bfloat16", "--length", 64, "--batch", 1)
+    _, found = product(call, *asked)
+    head, lora = 256 * 512, 6 * 4 * (256 + 8 * 32)
+    sizes = {name: term["bytes"] for name, term in terms(found).items()}
+    assert found["activations"] == "traced"
+    assert sizes["added weights"] == sizes["gradients"] == 4 * lora + 2 * head
+    assert sizes["optimizer state"] == 8 * lora + 4 * head + 4 * (12 + 1)
+
+
 # What PEFT publishes of training meta-llama/Llama-3.2-3B on a GPU: the most that torch reserved,
 # and what was trained; bfloat16 without autocast, 4 rows of up to 768 tokens, all logits held.
 # https://github.com/huggingface/peft, method_comparison/MetaMathQA/results, of July 2026

@@ -21,7 +21,7 @@ from tunemath.space.peft import AdapterConfig, peft_ledger
 ROWS, TOKENS = 4, 256
 LLAMA = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 256,
-    "intermediate_size": 896, "num_hidden_layers": 8, "vocab_size": 512, "head_dim": 32,
+    "intermediate_size": 896, "num_hidden_layers": 6, "vocab_size": 512, "head_dim": 32,
     "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 512,
     "tie_word_embeddings": True,
 }  # fmt: skip

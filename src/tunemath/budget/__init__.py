@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from tunemath.budget.activations import (
     MIXINGS,
-    Activations,
     Attention,
-    Curves,
     Decoder,
     DecoderLayer,
     Linear,
     Mixing,
     Numbers,
-    Passes,
 )
 from tunemath.budget.compute import Training, attended_pairs, forward_flops, training_flops
 from tunemath.budget.device import Device, parse_size, this_device
@@ -30,6 +27,7 @@ from tunemath.budget.memory import (
     weight_bytes,
 )
 from tunemath.budget.optimizers import OPTIMIZERS, state_bytes, step_bytes
+from tunemath.budget.passes import Activations, Curves, Passes
 from tunemath.budget.power import smallest_detectable_difference
 from tunemath.budget.rate import measured_gflops
 from tunemath.budget.record import Budget

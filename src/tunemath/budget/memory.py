@@ -8,8 +8,8 @@ from math import prod
 from typing import Literal
 
 from tunemath.arrays import positive
-from tunemath.budget.activations import Activations
 from tunemath.budget.optimizers import Tensors, state_bytes, step_bytes
+from tunemath.budget.passes import Activations
 
 __all__ = [
     "DTYPES",
@@ -88,6 +88,10 @@ class Held:
     head_trained: bool = False
     head_copy: int = 0
     """Bytes of the output layer's weight as it is cast for all logits."""
+    copied: Tensors = ()
+    """Shapes of trained copies of the base's modules, which PEFT leaves in the base's dtype."""
+    copied_width: int = _FLOAT32
+    """Bytes of a number of these."""
     prompt: int = 0
     """P, virtual tokens that are places of every row, and so have logits."""
     largest_layer: int = 0
@@ -195,11 +199,14 @@ def step_memory(held: Held, step: Step) -> Memory:
         rows=step.rows, tokens=step.tokens, supervised=step.supervised
     )
     trained = [*held.added, *held.unfrozen]
-    added = held.trained * _elements(held.added)
-    gradients = held.trained * _elements(trained)
+    copied = held.copied_width * _elements(held.copied)
+    added = held.trained * _elements(held.added) + copied
+    gradients = held.trained * _elements(trained) + copied
     fresh = step.accumulation == 1
     share = [step.devices if step.zero >= level else 1 for level in (1, 2, 3)]
-    state = -(-state_bytes(step.optimizer, trained, width=held.trained) // share[0])
+    states = state_bytes(step.optimizer, trained, width=held.trained)
+    states += state_bytes(step.optimizer, held.copied, width=held.copied_width)
+    state = -(-states // share[0])
     owned = -(-gradients // share[1])
     weights = -(-held.base // share[2])
     gathered = (2 * held.largest_layer if share[2] > 1 else 0) + held.dequantised
@@ -210,7 +217,8 @@ def step_memory(held: Held, step: Step) -> Memory:
     # A trained head's gradient is made with the loss, also where it is then added to another.
     head = held.trained * held.vocab * held.hidden if whole_head else 0
     before = 0 if fresh else owned
-    stepping = step_bytes(step.optimizer, trained, width=held.trained, device=step.device)
+    every = [*trained, *held.copied]
+    stepping = step_bytes(step.optimizer, every, width=held.trained, device=step.device)
     # (when, gradients, activations, output layer, working space)
     moments = [
         ("forward pass", before, passes.kept, 0, passes.forward - passes.kept),

@@ -6,11 +6,13 @@ needs torch.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from math import prod
 from typing import Literal
 
 from tunemath.budget import DTYPES, Activations, Held, Training, weight_bytes
+from tunemath.budget.optimizers import Tensors
 from tunemath.errors import ModelError
 from tunemath.pipeline.decoders import (
     Precision,
@@ -50,13 +52,16 @@ def held_of(
         activations, source, why = closed, "closed form", ""
     else:
         activations, source, why = _traced_or_rough(ledger, setting, traced, peft_type)
+    added, copied = _added(ledger)
     names = {blueprint.tied.get(name, name) for name in ledger.change.unfrozen}
     has_head = bool(blueprint.head)
     _, prompt = virtual_places(blueprint, ledger.change) or (0, 0)
     head_trained = has_head and head_weight(blueprint) in names
     return Held(
         base=_base_bytes(ledger, precision),
-        added=ledger.added,
+        added=added,
+        copied=copied,
+        copied_width=precision.trained if precision.mixing == "pure" else DTYPES[precision.held],
         unfrozen=ledger.unfrozen,
         trained=precision.trained,
         hidden=blueprint.hidden,
@@ -72,6 +77,22 @@ def held_of(
         source=source,
         why=why,
     )
+
+
+# The trained copies of modules, by the beginnings of their parts' names in PEFT.
+_COPIES = ("modules_to_save.", "ln_tuning_layers.")
+
+
+def _added(ledger: Ledger) -> tuple[Tensors, Tensors]:
+    """Return the shapes of what a method adds, and of its copies of the base's modules."""
+    own: Counter[tuple[int, ...]] = Counter()
+    copied: Counter[tuple[int, ...]] = Counter()
+    given = [(group.parts, len(group.modules)) for group in ledger.change.groups]
+    for parts, count in [*given, *((each.parts, 1) for each in ledger.change.shared)]:
+        for part in parts:
+            if part.trainable:
+                (copied if part.name.startswith(_COPIES) else own)[part.shape] += count
+    return tuple(own.items()), tuple(copied.items())
 
 
 # The relative error of the activations' bytes, by the bytes of a number.

@@ -377,6 +377,7 @@ def _kept_besides(
         rank = min((min(shape) for shape in parts if len(shape) == 2), default=0)
         tokens += numbers.factors * (kept.inputs * module.d_in + kept.outputs * module.d_out + rank)
         fixed += precision.trained * kept.weights * module.d_in * module.d_out
+        fixed += _cast(precision) * sum(map(prod, parts))
     for module in ledger.blueprint.linears:
         if f"{module.name}.weight" in unfrozen:
             tokens += numbers.factors * module.d_in

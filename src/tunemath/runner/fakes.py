@@ -64,7 +64,9 @@ def build_tuned(
     model.to(held)
     if quantised:
         _quantise(model, getattr(torch, dtype))
-    model.set_attn_implementation(attention)
+    # transformers has no fused attention for some families, and takes the eager one itself.
+    fused = getattr(model, "_supports_sdpa", True)
+    model.set_attn_implementation(attention if fused else "eager")
     tuned = _attached(model, update, task, mixing)
     own = isinstance(update, UnfreezeSpace | LastLayersSpace)
     if mixing == "pure" or own:
@@ -86,6 +88,8 @@ def _attached(model: Any, update: UpdateSpace | AdapterConfig, task: str, mixing
     values = {**update, "inference_mode": False}
     if not isinstance(values.get("init_lora_weights", True), bool):
         values["init_lora_weights"] = True  # how factors start takes no memory in a step
+    if not hasattr(model, "prepare_inputs_for_generation") and "LM" in (values["task_type"] or ""):
+        values["task_type"] = None  # a masked language model, which PEFT has no task for
     config: Any = PeftConfig.from_peft_type(**values)
     tuned = get_peft_model(model, config, autocast_adapter_dtype=mixing != "pure")
     if isinstance(config, PromptLearningConfig):
