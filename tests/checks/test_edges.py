@@ -65,6 +65,7 @@ GAIN, PROMPT = f"{TASK}/tuned - base", f"{TASK}/tuned - prompted"
 TUNED = "evaluation/arms/tuned"
 WEIGHTS = "artefact/weights"
 MARGIN = {"scorecard/retention_margin": 0.1}
+PLANNED = {"contract/evaluation/retention_margin": 0.1}
 LN2 = math.log(2)
 ONE = {"exact": 1, "rows": [{"item": "task-1", "train": "train-2"}]}
 TIED = {"was_tied": True, "should_be_tied": True, "declared_tied": True, "head_stored": False,
@@ -192,6 +193,14 @@ EDGES = (
          {f"{PROMPT}/difference": -0.1, f"{PROMPT}/p": below(0.05)}, status=UNDECIDED),
     Edge("answers-finish", {f"{TUNED}/task/items": 20, f"{TUNED}/task/unfinished": 1},
          {f"{TUNED}/task/items": 20, f"{TUNED}/task/unfinished": 2}),
+    Edge("within-positions", {}, {"plan/positions/lengths/task items/beyond": 1}),
+    # McNemar of six items won is 2 / 2**6 = 0.03, of five 0.06.
+    Edge("enough-items", {"plan/data/task_items": 6}, {"plan/data/task_items": 5}, then=UNDECIDED),
+    Edge("enough-items", PLANNED | {"plan/data/retention_items": 2},
+         PLANNED | {"plan/data/retention_items": 1}, then=UNDECIDED),
+    # 1.96 / sqrt(n (n + 1.96**2)) is 0.0988 for 18 items and 0.1041 for 17.
+    Edge("retention-resolves-margin", PLANNED | {"plan/data/retention_items": 18},
+         PLANNED | {"plan/data/retention_items": 17}, then=UNDECIDED),
 )  # fmt: skip
 
 

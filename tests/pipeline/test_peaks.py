@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from conftest import make_tiny_job, make_tiny_model
+from tiny_job import make_tiny_job, make_tiny_model
 from tunemath.contract import FineTune
 from tunemath.pipeline import Run, advance
 
