@@ -9,6 +9,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from bound_products import bind
 from tunemath import __version__
 from tunemath.cli import main, stages
 from tunemath.contract import FineTune
@@ -245,6 +246,7 @@ def test_merge_says_how_many_items_are_answered_alike_and_what_is_a_tie(
     assert f"; {len(rows)} of {len(rows)} task items answered alike;" in " ".join(out.split())
     rows[0]["output"] = "else"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    bind(runs / "tiny", "evaluate", "items/tuned.task.jsonl")
     said = f"; {len(rows) - 1} of {len(rows)} task items answered alike"
     code, out, _ = call(*merge, tmp_path / "second")
     assert code == 0
