@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 
 import pytest
@@ -10,19 +9,11 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from bound_products import bind
 from tunemath.errors import ModelError, RunError
 from tunemath.pipeline import Run
 from tunemath.pipeline.using import ask, merge
 from tunemath.runner import verifying
-
-
-def bind(run: Run, stage: str, name: str) -> None:
-    """Record a product as it is now, as if the stage had written it so."""
-    path = run.folder.path / "manifest.json"
-    manifest = json.loads(path.read_text("utf-8"))
-    content = (run.folder.path / name).read_bytes()
-    manifest["stages"][stage]["products"][name] = hashlib.sha256(content).hexdigest()
-    path.write_text(json.dumps(manifest), "utf-8")
 
 
 def test_ask_gives_both_answers(sft_run):
@@ -117,7 +108,7 @@ def test_an_answer_that_differs_is_named(sft_run, copied, tmp_path):
     first, *rest = path.read_text("utf-8").splitlines()
     changed = json.dumps({**json.loads(first), "output": "something else"})
     path.write_text("\n".join([changed, *rest]) + "\n", "utf-8")
-    bind(run, "evaluate", "items/tuned.task.jsonl")
+    bind(run.folder.path, "evaluate", "items/tuned.task.jsonl")
     task = merge(run, tmp_path / "merged", items=True)["items"]["task"]
     assert task["same"] == task["items"] - 1
     (apart,) = task["apart"]
@@ -141,7 +132,7 @@ def test_a_choice_that_differs_is_named_with_what_it_lost_by(sft_run, copied, tm
     row = json.loads(first)
     other = next(each for each in run.items["retention"][0].choices if each != row["output"])
     path.write_text("\n".join([json.dumps({**row, "output": other}), *rest]) + "\n", "utf-8")
-    bind(run, "evaluate", "items/tuned.retention.jsonl")
+    bind(run.folder.path, "evaluate", "items/tuned.retention.jsonl")
     found = merge(run, tmp_path / "merged", items=True)["items"]["retention"]
     (apart,) = found["apart"]
     lost = max(row["logprobs"]) - row["logprobs"][run.items["retention"][0].choices.index(other)]

@@ -159,7 +159,17 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "report",
         ("check", "spectrum"),
-        ("plan", "mask", "baselines", "train", "evaluate", "movement", "spectrum", "check"),
+        (
+            "plan",
+            "mask",
+            "baselines",
+            "train",
+            "artefact",
+            "evaluate",
+            "movement",
+            "spectrum",
+            "check",
+        ),
         _reads("contract"),
         report,
     ),
