@@ -41,7 +41,9 @@ def test_all_paths_that_are_not_there_are_told_at_once(tiny_job, capsys):
     for line, field, name in zip(
         lines, ("mask.train", "evaluation.task", "evaluation.retention"), names, strict=True
     ):
-        assert line == f"{field}: {tiny_job.parent / name}.jsonl does not exist; give a JSONL file"
+        assert (
+            line == f"  {field}: {tiny_job.parent / name}.jsonl does not exist; give a JSONL file"
+        )
     assert not (tiny_job.parent / "runs/tiny/contract.yaml").exists()
 
 
@@ -52,8 +54,8 @@ def test_a_bad_path_and_bad_rows_are_told_at_once(tiny_job):
         plan(tiny_job)
     lines = str(caught.value).splitlines()
     assert lines[0] == "2 of the contract's data files are refused:"
-    assert lines[1].startswith("mask.train: ")
-    assert lines[2] == "evaluation.task: task.jsonl: 12 of 12 rows are refused; the first 10:"
+    assert lines[1].startswith("  mask.train: ")
+    assert lines[2] == "  evaluation.task: task.jsonl: 12 of 12 rows are refused; the first 10:"
     assert len(lines) == 13
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from tunemath.objective.record import Objective
 from tunemath.runner.models import attach_adapter
+from tunemath.runner.unfrozen import UnfrozenModel
 from tunemath.space import UpdateSpace, parse_space
 
 METHODS = {
@@ -32,6 +33,8 @@ def model_of(name: str) -> Any:
     """A tied model after some training: every part of the update does something."""
     space: UpdateSpace = parse_space(*METHODS[name])
     model = attach_adapter(make_family("llama, tied", torch.float32), space, 0).train()
+    if isinstance(model, UnfrozenModel):
+        model.keep_base()
     generator = torch.Generator().manual_seed(2)
     for parameter in model.parameters():
         if parameter.requires_grad:
