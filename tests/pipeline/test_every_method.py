@@ -135,7 +135,7 @@ def assert_example_runs(run: Run, card: str, name: str) -> None:
     loading = code.split("\nmessages = ")[0]
     folder = "weights" if run.update.name == "weights" else "adapter"
     assert f'{folder} = "."' in loading
-    loading = loading.replace('"path/to/base"', repr(str(run.model.folder)))
+    loading = loading.replace('"./model"', repr(str(run.model.folder)))
     loading = loading.replace('"."', repr(str(run.update)))
     names: dict[str, Any] = {}
     exec(loading, names)
