@@ -55,6 +55,7 @@ from rich.progress import track
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "build" / "mutants"
+FINDINGS = ROOT / "tests" / "checks"  # where every check is held to its limits
 ROOMS = (
     "evaluation", "mask", "budget", "report", "checks", "findings.py", "space/checks.py",
     "space/product_checks.py", "objective/checks.py",
@@ -195,7 +196,7 @@ def nearest(path: Path) -> list[str]:
     own = [test for test in (ROOT / "tests").rglob("test_*.py") if module in imported(test)]
     folder = sorted((ROOT / "tests" / inside.parent).glob("test_*.py"))
     if "checks" in path.as_posix():
-        folder = sorted((ROOT / "tests").rglob("test_*check[sl]*.py"))
+        folder = sorted({*(ROOT / "tests").rglob("test_*checks.py"), *FINDINGS.glob("test_*.py")})
     elif inside.parent == Path():
         folder = []
     tests = dict.fromkeys(str(test.relative_to(ROOT)) for test in (*sorted(own), *folder))
