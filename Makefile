@@ -7,7 +7,7 @@ SEED   ?= 0
 COUNT  ?= 300
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run test test-slow check dist bench mutants docs clean
+.PHONY: run test test-slow test-numeric test-matrix check dist bench mutants docs clean
 
 run: $(READY)            ## the shipped SFT example, from plan to report
 	$(BIN)/tunemath run examples/dates/sft.yaml
@@ -17,6 +17,13 @@ test: $(READY)           ## everything but the tests marked slow
 
 test-slow: $(READY)      ## the tests marked slow: the real model
 	$(BIN)/pytest -q -m slow
+
+test-numeric: $(READY)   ## a sample of the tests that compare numbers, on other kernels
+	$(BIN)/python scripts/matrix.py --sample 150 --threads 2 \
+	  --only MKL_CBWR=COMPATIBLE --only MKL_CBWR=AVX2 --only ONEDNN_MAX_CPU_ISA=AVX2
+
+test-matrix: $(READY)    ## the default tests on every kernel, 1 and 2 threads, a busy machine
+	$(BIN)/python scripts/matrix.py
 
 check: $(READY)          ## lint, types, import rules, generated docs
 	$(BIN)/ruff check .

@@ -18,7 +18,8 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from xml.etree import ElementTree
@@ -201,6 +202,7 @@ def _counts(report: Path) -> dict[str, int]:
     return {"passed": total - failed - skipped, "failed": failed, "skipped": skipped}
 
 
+@cache
 def numeric() -> list[str]:
     """Return the ids of the quick tests that compare numbers within a tolerance."""
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "numeric and not slow"]
@@ -240,7 +242,7 @@ def main(given: Sequence[str] | None = None) -> int:
     """Run what was asked for; return 1 if any test failed."""
     options = arguments(given)
     plain = probe(VARIATIONS[0], 1)
-    print(f"torch {plain['torch']}, {plain['capability']}, {os.cpu_count()} cores")
+    print(f"torch {plain['torch']}, {plain['capability']}, {os.cpu_count()} cores", flush=True)
     runs = [
         (each, threads)
         for each in VARIATIONS
@@ -267,12 +269,13 @@ def _run(
     if found["threads"] != threads:
         raise SystemExit(f"torch has {found['threads']} threads where {threads} were asked for")
     about = differences(found, plain)
-    print(f"\n{variation.name}, {threads} threads in torch, {found['capability']}: {about}",
+    print(f"\n{variation.name}, threads of torch: {threads}, {found['capability']}: {about}",
           flush=True)  # fmt: skip
     with TemporaryDirectory(dir=folder) as own:
         row = tests(variation, threads, chosen, Path(own))
-    print(HEAD, row, sep="\n", flush=True)
-    return Row(row.variation, threads, row.result, row.seconds, about, row.failed)
+    row = replace(row, about=about)
+    print(row, flush=True)
+    return row
 
 
 if __name__ == "__main__":
