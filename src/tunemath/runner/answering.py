@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +67,7 @@ def generate(
         rows = [[*prefix.ids, *[pad] * (width - len(row)), *row] for row in own]
         real = [[*[1] * len(prefix.ids), *[0] * (width - len(row)), *[1] * len(row)] for row in own]
         ids = torch.tensor(rows, device=model.device)
-        with quiet_libraries():
+        with quiet_libraries(), _without_its_own(model):
             out = model.generate(
                 input_ids=ids,
                 attention_mask=torch.tensor(real, device=model.device),
@@ -78,6 +79,29 @@ def generate(
         done += len(indices)
         tick(done)
     return [answer for answer in answers if answer is not None]
+
+
+@contextmanager
+def _without_its_own(model: Any) -> Iterator[None]:
+    """Set aside what a model's generation_config.json asks for: beams, penalties, limits.
+
+    transformers takes each setting from there that the call's own configuration leaves at its
+    default, and greedy answers are greedy.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    holders = {id(each): each for each in (model, base, *base.modules())}
+    kept = [
+        (holder, vars(holder)["generation_config"])
+        for holder in holders.values()
+        if isinstance(vars(holder).get("generation_config"), GenerationConfig)
+    ]
+    for holder, _ in kept:
+        holder.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for holder, own in kept:
+            holder.generation_config = own
 
 
 def _until_stop(row: list[int], stop: set[int]) -> Answer:

@@ -36,6 +36,7 @@ from tunemath.space import (
     UpdateSpace,
     peft_settings,
 )
+from tunemath.space.peft.expressions import hold_expressions
 from tunemath.storage import read_json
 
 __all__ = [
@@ -178,6 +179,8 @@ def _load_peft(base: Any, folder: Path) -> Any:
             f"{folder} holds a {PeftType(config.peft_type).value} adapter, which is counted but "
             "not run here; load it with peft.PeftModel.from_pretrained"
         )
+    names = [name for name, _ in base.named_modules()]
+    hold_expressions(_expressions(config), names)
     with loading_errors(f"PEFT cannot load the adapter in {folder}"):
         warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)
         try:
@@ -187,6 +190,13 @@ def _load_peft(base: Any, folder: Path) -> Any:
                 f"{weights} does not hold all that {_PEFT_CONFIG} describes on this base "
                 f"({one_line(lacking)}); it is of another model, or not whole: copy it again"
             ) from None
+
+
+def _expressions(config: Any) -> list[Any]:
+    """Return what PEFT will use as regular expressions."""
+    patterns = (getattr(config, name, None) or {} for name in ("rank_pattern", "alpha_pattern"))
+    fields = ("target_modules", "exclude_modules", "feedforward_modules")
+    return [*(getattr(config, name, None) for name in fields), *(k for p in patterns for k in p)]
 
 
 def peft_config(folder: Path) -> Any:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from tunemath.errors import ModelError
 from tunemath.reading import LONGEST_JSON, open_file, parse_json, read_file
-from tunemath.shown import shown
+from tunemath.shown import one_line, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Checkpoint",
     "TensorHeader",
+    "not_finite",
     "read_array",
     "read_checkpoint",
     "read_json",
@@ -138,6 +139,14 @@ def read_array(folder: Path, header: TensorHeader) -> np.ndarray:
     if header.dtype != "BF16":
         return array
     return (array.astype(np.uint32) << 16).view(np.float32)
+
+
+def not_finite(path: Path, name: str, count: int) -> ModelError:
+    """Return the error of a tensor that holds NaN or infinity."""
+    return ModelError(
+        f"{path}: {one_line(name, 200)} has {count:,} values that are not finite (NaN or "
+        "infinity), as after a training that diverged; train again, or copy the file again"
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from tunemath.errors import ModelError
-from tunemath.space.checkpoint import TensorHeader, read_array, read_tensor_headers
+from tunemath.shown import one_line, shown
+from tunemath.space.checkpoint import TensorHeader, not_finite, read_array, read_tensor_headers
 from tunemath.space.peft.config import AdapterConfig
 from tunemath.space.peft.names import pattern_value
 from tunemath.space.spectrum import factor_singular_values
@@ -33,6 +34,7 @@ __all__ = [
 
 _WEIGHTS = "adapter_model.safetensors"
 _CONFIG = "adapter_config.json"
+_MOST_ALPHA = 1e6
 # Initialisations that subtract their first product from the base.
 MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # Variants that put more into the update than the two factors, or use it for some inputs only.
@@ -116,7 +118,7 @@ def lora_factors(adapter: Path) -> Iterator[Factors]:
         partner = re.sub(r"A(\.weight)?$", r"B\1", key)
         if partner not in tensors:
             raise ModelError(f"{adapter / _WEIGHTS} has {key} without {partner}; it is damaged")
-        a, b = (read_matrix(adapter, tensors[each]) for each in (key, partner))
+        a, b = (read_matrix(adapter, each, tensors[each]) for each in (key, partner))
         if a.shape[0] != b.shape[1]:
             raise ModelError(
                 f"{adapter / _WEIGHTS}: {key} {a.shape} and {partner} {b.shape} do not go "
@@ -143,15 +145,28 @@ def not_a_product(config: AdapterConfig) -> str:
     return ""
 
 
-def read_matrix(folder: Path, header: TensorHeader) -> np.ndarray:
+def read_matrix(folder: Path, name: str, header: TensorHeader) -> np.ndarray:
     """Return a stored tensor as a matrix, its axes after the first taken together."""
     array = read_array(folder, header)
+    if not array.ndim:
+        raise ModelError(
+            f"{folder / header.file}: {one_line(name, 200)} has no axes; it is damaged"
+        )
+    odd = array.size - int(np.isfinite(array).sum())
+    if odd:
+        raise not_finite(folder / header.file, name, odd)
     return array.reshape(array.shape[0], -1)
 
 
 def lora_scale(config: AdapterConfig, name: str, rank: int) -> float:
     """Return s of a module's ``ΔW = s·B A``, by the first of ``alpha_pattern`` that means it."""
-    alpha = float(pattern_value(config["alpha_pattern"] or {}, name, config["lora_alpha"]))
+    alpha = pattern_value(config["alpha_pattern"] or {}, name, config["lora_alpha"])
+    known = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    if not known or not abs(alpha) <= _MOST_ALPHA:
+        raise ModelError(
+            f"the adapter has lora_alpha {shown(alpha)} for {one_line(name, 200)}; expected a "
+            f"number up to {_MOST_ALPHA:,.0f}"
+        )
     return alpha / (math.sqrt(rank) if config["use_rslora"] else rank)
 
 

@@ -109,7 +109,9 @@ class Saved:
     def of(self, module: str, part: str) -> np.ndarray:
         """Return a module's factor as a matrix in float64; one axis becomes one column."""
         header = self.modules[module][part] if module else self.shared[part]
-        return read_matrix(self.folder, header).astype(np.float64)
+        return read_matrix(self.folder, f"{part} of {module or 'all modules'}", header).astype(
+            np.float64
+        )
 
     def updates(self, shape_of: ShapeOf) -> Iterator[Factors | Kronecker]:
         """Yield each module's update; ``shape_of`` gives the shape of a module's weight."""

@@ -9,9 +9,9 @@ from typing import Any
 from tunemath.errors import ModelError
 from tunemath.space.blueprint import Blueprint
 from tunemath.space.peft.config import AdapterConfig
+from tunemath.space.peft.expressions import compiled
 
 __all__ = [
-    "compiled",
     "ends_in",
     "in_layers",
     "layer_of",
@@ -48,16 +48,6 @@ def pattern_test(pattern: str) -> Callable[[str], Any]:
     return compiled(rf"(.*\.)?({pattern})$", pattern).match
 
 
-def compiled(pattern: str, given: str) -> re.Pattern[str]:
-    """Return a compiled pattern; ``given`` is the part of it that the user wrote."""
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise ModelError(
-            f"{given!r} is used as a regular expression, and is not a valid one ({error})"
-        ) from None
-
-
 def ends_in(name: str, wanted: Collection[str]) -> bool:
     """Whether a name is wanted, or ends in a dot and a wanted one."""
     dot = "."
@@ -72,11 +62,11 @@ def name_filter(config: AdapterConfig) -> Callable[[str], bool]:
     """Return whether ``target_modules``, a regular expression, means a name."""
     pattern, keep = config["target_modules"], narrowing(config)
     try:
-        wanted = re.compile(pattern)
-    except re.error as error:
+        wanted = compiled(pattern, pattern)
+    except ModelError as error:
         raise ModelError(
-            f"target_modules {pattern!r} is a string, so a regular expression for whole names, "
-            f"and not a valid one ({error}); give a list for plain names"
+            f"target_modules is a string, so a regular expression for whole names: {error}; give a "
+            "list for plain names"
         ) from None
     if keep is None:
         return lambda name: wanted.fullmatch(name) is not None

@@ -10,8 +10,8 @@ from tunemath.errors import ModelError
 from tunemath.space.blueprint import Blueprint, Module
 from tunemath.space.peft.change import Change, Group, Part, grouped
 from tunemath.space.peft.config import AdapterConfig
+from tunemath.space.peft.expressions import compiled
 from tunemath.space.peft.match import near_names
-from tunemath.space.peft.names import compiled
 
 __all__ = ["row_count", "tied_modules", "token_rows", "with_tied_saved", "with_tied_targets"]
 

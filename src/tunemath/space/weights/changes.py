@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tunemath.space.checkpoint import not_finite
 from tunemath.space.weights.reader import Weights
 
 __all__ = ["Change", "LowRankStep", "Stored"]
@@ -23,8 +24,13 @@ class Stored(NamedTuple):
     name: str
 
     def read(self, rows: Rows = None) -> Tensor:
-        """Return it, or some rows of it, in float32."""
-        return self.weights.read(self.name, rows).float()
+        """Return it, or some rows of it, in float32; `ModelError` where it is not finite."""
+        found = self.weights.read(self.name, rows).float()
+        odd = found.numel() - int(torch.isfinite(found).sum())
+        if odd:
+            file = self.weights.tensors[self.name].file
+            raise not_finite(self.weights.folder / file, self.name, odd)
+        return found
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from tunemath.errors import ModelError
 from tunemath.space.blueprint import Blueprint, Module
 from tunemath.space.peft.change import Change, Group, Part, grouped
 from tunemath.space.peft.config import AdapterConfig, default_targets
-from tunemath.space.peft.names import compiled
+from tunemath.space.peft.expressions import compiled
 from tunemath.space.peft.tuners.factors import widths
 from tunemath.space.peft.tuners.settings import layers
 from tunemath.space.peft.tuners.targets import require_dimensions

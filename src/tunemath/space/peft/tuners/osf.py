@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from math import isfinite
 from typing import Any
 
@@ -10,6 +9,7 @@ from tunemath.errors import ModelError
 from tunemath.space.blueprint import Blueprint, Module
 from tunemath.space.peft.change import Change, Group, Part, grouped
 from tunemath.space.peft.config import AdapterConfig, default_targets
+from tunemath.space.peft.expressions import compiled
 from tunemath.space.peft.match import find_targets
 from tunemath.space.peft.tuners.settings import uncounted
 from tunemath.space.peft.tuners.targets import patterns_of, require_some
@@ -75,7 +75,7 @@ def _asked(config: AdapterConfig, name: str) -> Any:
     """Return ``effective_rank``, or what the first pattern that is found in the name has."""
     value = config["effective_rank"]
     patterns = patterns_of(config, "rank_pattern") if config["rank_pattern"] else {}
-    value = next((rank for p, rank in patterns.items() if re.search(p, name)), value)
+    value = next((rank for p, rank in patterns.items() if compiled(p, p).search(name)), value)
     if value is not None and not (isinstance(value, int | float) and isfinite(value)):
         raise ModelError(
             f"OSF has effective_rank {value!r} for {name}; set it to a whole number, or to a "

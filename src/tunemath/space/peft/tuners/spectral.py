@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from tunemath.errors import ModelError
 from tunemath.space.blueprint import Blueprint, Module
 from tunemath.space.peft.change import Change, Group, Part, grouped
 from tunemath.space.peft.config import AdapterConfig
+from tunemath.space.peft.expressions import compiled
 from tunemath.space.peft.names import pattern_value
 from tunemath.space.peft.tuners.settings import layers, one_of, whole
 from tunemath.space.peft.tuners.targets import patterns_of
@@ -115,7 +115,7 @@ def _dotted_value(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
     (2, 3)
     """
     for pattern, value in patterns.items():
-        if re.match(rf".*\.{pattern}$", name):
+        if compiled(rf".*\.{pattern}$", pattern).match(name):
             return value
     return patterns.get(name, default)
 

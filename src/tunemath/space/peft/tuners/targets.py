@@ -7,8 +7,8 @@ from typing import Any
 from tunemath.errors import ModelError
 from tunemath.space.blueprint import Module
 from tunemath.space.peft.config import AdapterConfig
+from tunemath.space.peft.expressions import compiled
 from tunemath.space.peft.match import Targets
-from tunemath.space.peft.names import compiled
 
 __all__ = ["patterns_of", "require_dimensions", "require_some"]
 

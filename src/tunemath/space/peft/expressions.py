@@ -1,0 +1,82 @@
+"""Regular expressions that an adapter's configuration holds: used as PEFT does, but not for ever.
+
+Two repetitions, one within the other, can take time exponential in a name's length, and PEFT itself
+would never end. The expressions stay those of Python's ``re``, since PEFT's meaning is theirs.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable
+
+from tunemath.errors import ModelError
+from tunemath.patience import OutOfPatienceError, patience
+
+__all__ = ["Expression", "compiled", "hold_expressions"]
+
+_PATIENCE = 5.0
+_REPEATS = re.compile(r"[*+{]")
+
+
+class Expression:
+    """A compiled expression; ``given`` is the part of it that the user wrote.
+
+    Raises `ModelError` where it is none, or where it has taken more than 5 s of processor time.
+    """
+
+    def __init__(self, pattern: str, given: str) -> None:
+        self.given = given
+        try:
+            self._pattern = re.compile(pattern)
+        except (re.error, OverflowError, RecursionError, MemoryError) as error:
+            raise ModelError(
+                f"{given!r:.200} is used as a regular expression, and is not a valid one ({error})"
+            ) from None
+        self._quick = len(_REPEATS.findall(given)) < 2
+        self._left = _PATIENCE
+
+    def match(self, name: str) -> re.Match[str] | None:
+        """Match at the beginning of a name."""
+        return self._patiently(self._pattern.match, name)
+
+    def fullmatch(self, name: str) -> re.Match[str] | None:
+        """Match the whole of a name."""
+        return self._patiently(self._pattern.fullmatch, name)
+
+    def search(self, name: str) -> re.Match[str] | None:
+        """Match anywhere in a name."""
+        return self._patiently(self._pattern.search, name)
+
+    def _patiently(
+        self, matching: Callable[[str], re.Match[str] | None], name: str
+    ) -> re.Match[str] | None:
+        if self._quick:
+            return matching(name)
+        started = time.process_time()
+        try:
+            if self._left <= 0:
+                raise OutOfPatienceError
+            with patience(self._left):
+                return matching(name)
+        except OutOfPatienceError:
+            raise ModelError(
+                f"the regular expression {self.given!r:.200} takes more than {_PATIENCE:g} s to be "
+                f"held against {name!r:.80}, and would in PEFT too; write it without a repetition "
+                "inside another"
+            ) from None
+        finally:
+            self._left -= time.process_time() - started
+
+
+def compiled(pattern: str, given: str) -> Expression:
+    """Return a compiled pattern; ``given`` is the part of it that the user wrote."""
+    return Expression(pattern, given)
+
+
+def hold_expressions(given: Iterable[object], names: Iterable[str]) -> None:
+    """Hold every expression against every name, before PEFT does so without a limit."""
+    expressions = [Expression(each, each) for each in given if isinstance(each, str)]
+    for name in names:
+        for expression in expressions:
+            expression.fullmatch(name)
