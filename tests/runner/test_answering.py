@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 from small_models import PAD, draw, log_softmax_of, make_llama, make_sliding
+from transformers import GenerationConfig
 
 from tunemath.mask import common_prefix
 from tunemath.runner.answering import generate, score_choices, shortfall
@@ -165,3 +166,14 @@ def test_a_greedy_answer_has_no_shortfall(llama):
     settings = {"stop": STOP, "pad": PAD, "max_new_tokens": 6, "batch_size": 1}
     answer = generate(llama, [prompt], **settings, tick=lambda done: None)[0]
     assert shortfall(llama, prompt, answer.tokens) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_settings_of_the_models_own_are_set_aside(llama):
+    """Beams, penalties and limits that generation_config.json asks for change no greedy answer."""
+    prompts = make_prompts("nothing in common")
+    options = {"stop": STOP, "pad": PAD, "max_new_tokens": 6, "batch_size": 3, "tick": print}
+    plain = generate(llama, prompts, **options)
+    own = GenerationConfig(num_beams=3, repetition_penalty=5.0, min_new_tokens=6, do_sample=True)
+    llama.generation_config = own
+    assert generate(llama, prompts, **options) == plain
+    assert llama.generation_config is own

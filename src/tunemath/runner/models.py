@@ -180,7 +180,7 @@ def _load_peft(base: Any, folder: Path) -> Any:
             "not run here; load it with peft.PeftModel.from_pretrained"
         )
     names = [name for name, _ in base.named_modules()]
-    hold_expressions(_expressions(config), names)
+    hold_expressions(config.to_dict(), names)
     with loading_errors(f"PEFT cannot load the adapter in {folder}"):
         warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)
         try:
@@ -190,13 +190,6 @@ def _load_peft(base: Any, folder: Path) -> Any:
                 f"{weights} does not hold all that {_PEFT_CONFIG} describes on this base "
                 f"({one_line(lacking)}); it is of another model, or not whole: copy it again"
             ) from None
-
-
-def _expressions(config: Any) -> list[Any]:
-    """Return what PEFT will use as regular expressions."""
-    patterns = (getattr(config, name, None) or {} for name in ("rank_pattern", "alpha_pattern"))
-    fields = ("target_modules", "exclude_modules", "feedforward_modules")
-    return [*(getattr(config, name, None) for name in fields), *(k for p in patterns for k in p)]
 
 
 def peft_config(folder: Path) -> Any:

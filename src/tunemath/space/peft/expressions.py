@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from tunemath.errors import ModelError
 from tunemath.patience import OutOfPatienceError, patience
@@ -16,6 +17,8 @@ from tunemath.patience import OutOfPatienceError, patience
 __all__ = ["Expression", "compiled", "hold_expressions"]
 
 _PATIENCE = 5.0
+_FIELDS = ("target_modules", "exclude_modules", "feedforward_modules")
+_PATTERNS = ("rank_pattern", "alpha_pattern")
 _REPEATS = re.compile(r"[*+{]")
 
 
@@ -74,8 +77,13 @@ def compiled(pattern: str, given: str) -> Expression:
     return Expression(pattern, given)
 
 
-def hold_expressions(given: Iterable[object], names: Iterable[str]) -> None:
-    """Hold every expression against every name, before PEFT does so without a limit."""
+def hold_expressions(config: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Hold each expression of a PEFT configuration against every name, before PEFT does so.
+
+    Raises `ModelError` where one is none, or does not end.
+    """
+    given = [config.get(field) for field in _FIELDS]
+    given += [key for field in _PATTERNS for key in config.get(field) or {}]
     expressions = [Expression(each, each) for each in given if isinstance(each, str)]
     for name in names:
         for expression in expressions:

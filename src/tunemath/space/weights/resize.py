@@ -21,6 +21,7 @@ from tunemath.errors import ModelError
 from tunemath.space.factors import Factors, lora_factors
 from tunemath.space.lowrank import LowRank
 from tunemath.space.peft.config import AdapterConfig
+from tunemath.space.peft.expressions import hold_expressions
 from tunemath.space.weights.adapter import (
     PREFIX,
     WEIGHTS,
@@ -66,6 +67,7 @@ def resize(
         tick("singular values", done, len(shapes) // 2)
         costs[each.name] = sum(each.shape)
         values[each.name] = abs(each.scale) * _triples(each)[1]
+    hold_expressions(config, values)
     if choice.by == "parameters":
         ranks = share_ranks({n: s.tolist() for n, s in values.items()}, costs, int(choice.value))
     else:

@@ -22,6 +22,7 @@ from tunemath.errors import ContractError, ModelError
 from tunemath.space.factors import Factors, lora_factors
 from tunemath.space.lowrank import LowRank
 from tunemath.space.peft.config import AdapterConfig
+from tunemath.space.peft.expressions import hold_expressions
 from tunemath.space.weights.adapter import (
     WEIGHTS,
     AdapterWriter,
@@ -83,7 +84,10 @@ def combine_adapters(
         result.cuts.append(Cut(name, shape, len(a), norm, *errors, kept.share, kept.error))
         result.parameters += len(a) * sum(shape)
     ranks = {cut.name: cut.rank for cut in result.cuts}
-    writer.write(_config([AdapterConfig.read(path) for path in adapters], ranks))
+    configs = [AdapterConfig.read(path) for path in adapters]
+    for config in configs:
+        hold_expressions(config, ranks)
+    writer.write(_config(configs, ranks))
     return result
 
 
