@@ -5,9 +5,10 @@ READY  := $(VENV)/.ready
 SITE   := $(BIN)/python -m sphinx -q -W --keep-going -d build/doctrees docs
 SEED   ?= 0
 COUNT  ?= 300
+CASES  ?= 20000
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run test test-slow test-numeric test-matrix check dist bench mutants docs clean
+.PHONY: run test test-slow test-numeric test-matrix check dist bench mutants fuzz docs clean
 
 run: $(READY)            ## the shipped SFT example, from plan to report
 	$(BIN)/tunemath run examples/dates/sft.yaml
@@ -45,6 +46,9 @@ bench: $(READY)          ## the fused objectives beside their peers, predicted s
 mutants: $(READY)        ## small faults planted in copies of the code: which does no test notice?
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mutation]'
 	$(BIN)/python scripts/mutate.py --seed $(SEED) --count $(COUNT)
+
+fuzz: $(READY)           ## thousands of damaged and hostile files against the commands that read them
+	$(BIN)/python -W ignore tests/fuzz.py --seed $(SEED) --cases $(CASES)
 
 docs: $(READY)           ## the generated pages of docs/, and the site of all of them in build/site
 	$(BIN)/python docs/generate.py
