@@ -135,5 +135,7 @@ def test_the_bounds_of_the_effective_rank_are_met():
     assert high == pytest.approx(float(effective_rank(even)), rel=1e-12)
     assert effective_rank_bounds([1.0, 1.0], 2.0, 2) == (pytest.approx(2.0),) * 2
     assert effective_rank_bounds([0.0], 0.0, 4) == (0.0, 0.0)
+    tiny = effective_rank_bounds([1.0, 1e-170], 1.0 + 1e-15, 4)  # its square is zero in float64
+    assert tiny == (pytest.approx(1.0),) * 2
     with pytest.raises(ShapeError, match="0 < k ≤ size"):
         effective_rank_bounds([1.0, 1.0], 2.0, 1)

@@ -97,7 +97,7 @@ def effective_rank_bounds(
     rest = square_sum - math.fsum(value * value for value in known_values)
     more, last = size - len(known_values), known_values[-1]
     exact = number(effective_rank(s))
-    if more == 0 or last == 0 or rest <= 0:
+    if more == 0 or last * last == 0 or rest <= 0:
         return exact, exact
     fewest = min(float(more), rest / last**2)
     lower = (fewest, last) if fewest > 1 else (1.0, math.sqrt(rest))
