@@ -73,16 +73,18 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 POINTS = [
     ("sealed 1", [3], "train"),
-    ("unsealed 1", [], "train"),
+    pytest.param("unsealed 1", [], "train", marks=pytest.mark.slow),
     ("unsealed 3", [6], "train"),
-    ("unprobed", [18], "train"),
-    ("before artefact.json", [], "artefact"),
+    pytest.param("unprobed", [18], "train", marks=pytest.mark.slow),
+    pytest.param("before artefact.json", [], "artefact", marks=pytest.mark.slow),
     ("merged", [], "artefact"),
-    ("after base.task.jsonl", [], "baselines"),
+    pytest.param("after base.task.jsonl", [], "baselines", marks=pytest.mark.slow),
     ("before baselines.json", [], "baselines"),
-    ("before evaluation.json", [], "evaluate"),
-    ("before checklist.json", [], "check"),
-    ("renaming manifest.json 4", [18], "train"),  # train is the fourth stage
+    pytest.param("before evaluation.json", [], "evaluate", marks=pytest.mark.slow),
+    pytest.param("before checklist.json", [], "check", marks=pytest.mark.slow),
+    pytest.param(
+        "renaming manifest.json 4", [18], "train", marks=pytest.mark.slow
+    ),  # train is the fourth stage
 ]
 
 
@@ -129,6 +131,7 @@ def test_what_a_killed_run_left_is_gone_with_the_next_start(
     assert left_over(folder) == [".mine.json", ".plan.json.original", "items/.notes.12345678"]
 
 
+@pytest.mark.slow
 def test_a_run_killed_twice_tells_both(kill_at, sft_run, shared_job, tmp_path):
     assert kill_at(shared_job, tmp_path, "sealed 1", []) == signal.SIGKILL
     assert kill_at(shared_job, tmp_path, "sealed 2", []) == signal.SIGKILL
@@ -136,7 +139,10 @@ def test_a_run_killed_twice_tells_both(kill_at, sft_run, shared_job, tmp_path):
     assert_same(numbers(tmp_path / "tiny"), numbers(sft_run.folder.path))
 
 
-@pytest.mark.parametrize(("point", "resumed_at"), [("sealed 2", [6]), ("unsealed 2", [3])])
+@pytest.mark.parametrize(
+    ("point", "resumed_at"),
+    [("sealed 2", [6]), pytest.param("unsealed 2", [3], marks=pytest.mark.slow)],
+)
 def test_a_killed_dpo_run_ends_with_the_same_numbers(
     kill_at, dpo_run, shared_job, tmp_path, point, resumed_at
 ):
@@ -152,6 +158,7 @@ def test_a_killed_dpo_run_ends_with_the_same_numbers(
     assert_same(numbers(tmp_path / "tiny-dpo"), numbers(dpo_run.folder.path))
 
 
+@pytest.mark.slow
 def test_dropout_continues_as_it_would_have(kill_at, shared_job, tmp_path):
     """The state of the random generator is part of a checkpoint."""
     overrides = ["space.dropout=0.2"]
@@ -165,7 +172,14 @@ def cut_in_half(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("name", ["trained.safetensors", "optimizer.pt", "complete.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "trained.safetensors",
+        pytest.param("optimizer.pt", marks=pytest.mark.slow),
+        pytest.param("complete.json", marks=pytest.mark.slow),
+    ],
+)
 def test_a_torn_checkpoint_is_not_resumed_from(kill_at, sft_run, shared_job, tmp_path, name):
     assert kill_at(shared_job, tmp_path, "sealed 2", []) == signal.SIGKILL
     checkpoints = tmp_path / "tiny/checkpoints"

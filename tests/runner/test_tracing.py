@@ -168,7 +168,16 @@ NEOX = {
 PHI = {**SMALL, "model_type": "phi", "architectures": ["PhiForCausalLM"]}
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "phi", "olmo2", "gemma2", "qwen3_moe"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "gpt2",
+        *(
+            pytest.param(k, marks=pytest.mark.slow)
+            for k in ("gpt_neox", "phi", "olmo2", "gemma2", "qwen3_moe")
+        ),
+    ],
+)
 def test_traces_heed_the_dtype(kind, tmp_path):
     config = {"gpt_neox": NEOX, "phi": PHI}.get(kind) or config_of(kind)
     space = read_space({"method": "full"})

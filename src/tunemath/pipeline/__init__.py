@@ -89,7 +89,7 @@ INPUTS: dict[str, Callable[[Run], Any]] = {
     "model": _weights,
     "shapes": lambda run: [run.model.id, hash_bytes(to_json(run.blueprint).encode())],
     "codec": lambda run: [run.template.sha256, run.tokenizer.sha256],
-    "generation": lambda run: run.generation,
+    "ends": lambda run: list(run.tokenizer.eos_ids),
     "data": lambda run: run.data_hashes,
     "training data": lambda run: run.data_hashes["train"],
     "items": lambda run: {k: v for k, v in run.data_hashes.items() if k != "train"},
@@ -118,12 +118,12 @@ STAGES: tuple[Stage, ...] = (
         ),
         plan,
     ),
-    Stage("mask", (), (), _reads("codec", "generation", "data", "objective", "mask"), mask),
+    Stage("mask", (), (), _reads("codec", "ends", "data", "objective", "mask"), mask),
     Stage(
         "baselines",
         EARLY,
         (),
-        _reads("model", "codec", "generation", "data", "evaluation", "seed"),
+        _reads("model", "codec", "ends", "data", "evaluation", "seed"),
         baselines,
     ),
     Stage(
@@ -138,7 +138,7 @@ STAGES: tuple[Stage, ...] = (
         "evaluate",
         ("baselines", "train"),
         ("baselines", "train"),
-        _reads("items", "generation", "evaluation"),
+        _reads("items", "ends", "evaluation"),
         evaluate,
     ),
     Stage(

@@ -55,7 +55,6 @@ class Subject:
         if self.questions is not None:
             settings["longest"] = self.questions.evaluation.max_new_tokens
             settings["stop"] = self.questions.stop_ids
-            settings["generation"] = self.questions.generation
             settings["items"] = [[i.id, i.reference, i.choices] for i in self._scored]
         sets = {name: [asked.prompts, asked.answers] for name, asked in self.asked.items()}
         parts = [self.base.weights_hash(), update_hash(self.update), sets, settings]

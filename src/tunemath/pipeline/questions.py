@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from tunemath.evaluation import Evaluation
 from tunemath.mask import (
@@ -18,7 +17,6 @@ from tunemath.mask import (
     load_tokenizer,
     read_rows,
 )
-from tunemath.mask.tokenize import read_model_json
 from tunemath.runner.progress import Progress, silent
 
 __all__ = ["Questions"]
@@ -67,13 +65,6 @@ class Questions:
         turn = [Message("user", "?")]
         trained = encode_answer(self.template, self.tokenizer, turn, "!")[-1]
         return tuple(dict.fromkeys((*self.tokenizer.eos_ids, trained)))
-
-    @cached_property
-    def generation(self) -> dict[str, Any]:
-        """What the model's folder says of how answers are generated, and where they end."""
-        config = read_model_json(self._codec(), "generation_config.json")
-        config.pop("transformers_version", None)
-        return {**config, "eos_token_id": list(self.tokenizer.eos_ids)}
 
     def prompt_ids(self, item: Item) -> tuple[int, ...]:
         """Return an item's prompt."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -19,6 +20,14 @@ from tunemath.space import read_tensor_headers
 from tunemath.space.checkpoint import not_finite
 
 __all__ = ["loading_errors", "one_line", "read_model", "read_tensors"]
+
+# What transformers, PEFT and safetensors raise for files that are damaged, lacking, of another
+# model, or in need of a library that is not installed.
+_OF_FILES = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError,
+    RuntimeError, ImportError, AssertionError, SafetensorError, StrictDataclassError,
+    HFValidationError,
+)  # fmt: skip
 
 
 def one_line(error: BaseException) -> str:
@@ -34,8 +43,8 @@ def loading_errors(what: str) -> Iterator[None]:
             yield
     except (TunemathError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # the files are a stranger's, and may fail anywhere
-        raise ModelError(f"{what}: {type(error).__name__}: {one_line(error)}") from error
+    except _OF_FILES as error:
+        raise ModelError(f"{what}: {one_line(error)}") from error
 
 
 def read_model(kind: Any, folder: Path, name: str, **options: Any) -> Any:
@@ -78,14 +87,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ModelError(
             f"{path} is missing, so the update is not whole; copy all of its folder, or train again"
         )
-    headers = read_tensor_headers(path)
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(
             f"{path} is cut short or damaged ({one_line(error)}); copy it again, or train again"
         ) from error
-    for name in headers:
+    for name in tensors:
         odd = tensors[name].numel() - int(torch.isfinite(tensors[name]).sum())
         if odd:
             raise not_finite(path, name, odd)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from tunemath.errors import ModelError
 from tunemath.space.blueprint import Blueprint, Module
 from tunemath.space.peft.change import Change, Group, Part, grouped
 from tunemath.space.peft.config import AdapterConfig, default_targets
-from tunemath.space.peft.expressions import compiled
+from tunemath.space.peft.expressions import Expression, compiled
 from tunemath.space.peft.tuners.factors import widths
 from tunemath.space.peft.tuners.settings import layers
 from tunemath.space.peft.tuners.targets import require_dimensions
@@ -66,6 +65,6 @@ def _feedforward(blueprint: Blueprint, config: AdapterConfig) -> Any:
 
 def _is_feedforward(name: str, feedforward: Any) -> bool:
     """Whether a layer is one of those; PEFT asks for the end of its name, dot or no dot."""
-    if isinstance(feedforward, re.Pattern):
+    if isinstance(feedforward, Expression):
         return bool(feedforward.fullmatch(name))
     return any(name.endswith(end) for end in feedforward)
