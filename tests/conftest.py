@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shutil
@@ -33,6 +34,12 @@ TELLING = ("llama", "qwen3_moe", "gpt2", "t5", "bert", "vit")
 _COMPARES = re.compile(r"\b(approx|assert_close|assert_allclose|allclose|isclose|tolerance)\b")
 SLOW_SECONDS = 3600
 """How long a slow test may take; the limit of all others is in pyproject.toml."""
+
+
+def pytest_collection_finish() -> None:
+    """Leave modules and collected tests, which stay, out of each collection of garbage to come."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)
