@@ -20,7 +20,7 @@ test-slow: $(READY)      ## the tests marked slow: the real model
 	$(BIN)/pytest -q -m slow
 
 test-numeric: $(READY)   ## a sample of the tests that compare numbers, on other kernels
-	$(BIN)/python scripts/matrix.py --sample 150 --threads 2 \
+	$(BIN)/python scripts/matrix.py --sample 110 --threads 2 \
 	  --only MKL_CBWR=COMPATIBLE --only MKL_CBWR=AVX2 --only ONEDNN_MAX_CPU_ISA=AVX2
 
 test-matrix: $(READY)    ## the default tests on every kernel, 1 and 2 threads, a busy machine

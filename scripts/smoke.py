@@ -124,7 +124,7 @@ def write_job(folder: Path) -> None:
         (folder / "model" / name).write_text(json.dumps(value), "utf-8")
     write_weights(folder / "model" / "model.safetensors")
     rows = [{"prompt": f"Say {i}.", "completion": str(i)} for i in range(8)]
-    items = [{"prompt": f"Say {i}.", "answer": str(i)} for i in range(100, 104)]
+    items = [{"prompt": f"Say {i}.", "answer": str(i)} for i in range(100, 108)]
     for name, lines in (("train.jsonl", rows), ("task.jsonl", items)):
         (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
     (folder / "job.yaml").write_text(CONTRACT, "utf-8")
