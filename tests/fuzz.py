@@ -128,6 +128,7 @@ class Target:
     """A file to damage, how, and the commands that read it; ``{job}`` is the folder of the job."""
 
     file: str
+    """A pattern; one of those that match is damaged."""
     damage: Callable[[random.Random, bytes], bytes]
     commands: tuple[str, ...]
 
@@ -224,6 +225,10 @@ def _changed(draw: random.Random, value: Any) -> Any:
 
 
 _PLAN = ("plan {job}/tiny.yaml --runs {job}/runs", "mask {job}/tiny.yaml --runs {job}/runs --json")
+_RUN = tuple(
+    f"{command} {{job}}/tiny.yaml --runs {{job}}/runs"
+    for command in ("plan", "check", "movement", "report")
+)
 _MODEL = ("count {job}/model", "memory {job}/model --json", *_PLAN)
 _ADAPTER = (
     "spectrum {job}/adapter",
@@ -248,6 +253,9 @@ TARGETS = {
     "peft": Target("adapter/adapter_config.json", of_json, _ADAPTER),
     "adapter": Target("adapter/adapter_model.safetensors", of_header, _ADAPTER[:3]),
     "record": Target("adapter/tunemath.json", of_json, _ADAPTER[:3]),
+    "manifest": Target("runs/tiny/manifest.json", of_json, _RUN),
+    "evidence": Target("runs/tiny/*.json", of_json, _RUN),
+    "answers": Target("runs/tiny/items/*.jsonl", of_lines, _RUN[1:]),
 }
 
 
@@ -262,7 +270,9 @@ class Outcome:
 
 
 def make_job(folder: Path) -> Path:
-    """Write the job that is damaged: a model, its shards and GGUF, data, a contract, an adapter."""
+    """Write the job that is damaged: a model, its shards and GGUF, data, a contract, an adapter,
+    and a finished run.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -282,6 +292,12 @@ def make_job(folder: Path) -> Path:
     tuned.save_pretrained(folder / "adapter")
     base = Source("base", "./model", weights_hash(folder / "model"))
     Provenance("train", (base,), {"method": "lora"}).write(folder / "adapter")
+    command = f"run {folder}/tiny.yaml --runs {folder}/runs"
+    with tempfile.TemporaryDirectory() as place:
+        outputs = Path(place) / "out", Path(place) / "err"
+        code = _forked(command.split(), folder, *outputs)
+        if code not in ("0", "3"):
+            raise RuntimeError(f"{command}: {outputs[1].read_text('utf-8')}")
     return folder
 
 
@@ -295,7 +311,7 @@ def run_case(
     command = draw.choice(target.commands)
     with tempfile.TemporaryDirectory() as place:
         copy = Path(shutil.copytree(job, Path(place) / "job", copy_function=os.link))
-        damaged = copy / target.file
+        damaged = draw.choice(sorted(copy.glob(target.file)))
         data = target.damage(draw, damaged.read_bytes())
         damaged.unlink()
         damaged.write_bytes(data)
@@ -303,7 +319,7 @@ def run_case(
         code = _forked(command.format(job=copy).split(), copy, *outputs)
         said = b"".join(path.read_bytes() for path in outputs).decode(errors="surrogateescape")
         if shown:
-            print(f"{name}: tunemath {command}\n{said}")
+            print(f"{damaged.relative_to(copy)}: tunemath {command}\n{said}")
         return Outcome(name, command.split()[0], code, _fault(code, said, copy))
 
 

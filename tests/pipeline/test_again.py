@@ -165,8 +165,16 @@ def test_an_edited_product_is_made_again(sft_run, shared_job, copied):
 def test_a_broken_manifest_says_what_to_do(sft_run, shared_job, copied):
     runs = copied(sft_run)
     (runs / "tiny/manifest.json").write_text("{")
-    with pytest.raises(RunError, match=r"manifest\.json is not valid JSON"):
+    with pytest.raises(RunError, match=r"manifest\.json can't be read.*--fresh"):
         again(shared_job, runs)
+
+
+def test_fresh_goes_on_where_nothing_can_be_told_of_what_is_there(sft_run, shared_job, copied):
+    runs = copied(sft_run)
+    (runs / "tiny/manifest.json").write_text('{"stages": 3}')
+    run = Run(FineTune.load(shared_job), runs, fresh=True)
+    advance(run, "mask")
+    assert set(run.folder.manifest()["stages"]) == {"mask"}
 
 
 def test_changed_training_data_counts_as_another_contract(tiny_job):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -157,11 +158,32 @@ def test_somebody_else_s_manifest_binds_nothing(command, tmp_path):
         assert code == 0, said
 
 
-def test_a_damaged_manifest_of_a_run_is_told(command, tmp_path):
-    (tmp_path / "runs/tiny/manifest.json").write_text("{")
-    code, said = command(BY_FOLDER[0])
-    assert code == 2
-    assert "manifest.json can't be read" in said
+DAMAGED = {
+    "no JSON": lambda manifest: "{",
+    "a list": lambda manifest: [manifest],
+    "no stages": lambda manifest: {"run": "tiny"},
+    "stages as a list": lambda manifest: {**manifest, "stages": list(manifest["stages"])},
+    "a stage without inputs": lambda manifest: of_train(manifest, inputs=None),
+    "inputs that the key is not of": lambda manifest: of_train(manifest, inputs={"seed": 7}),
+    "a hash that is no text": lambda manifest: of_train(manifest, products={"plan.json": 1}),
+    "products as a list": lambda manifest: of_train(manifest, products=["plan.json"]),
+    "seconds without end": lambda manifest: of_train(manifest, seconds=math.inf),
+}
+
+
+def of_train(manifest, **values):
+    stages = manifest["stages"]
+    return {**manifest, "stages": {**stages, "train": {**stages["train"], **values}}}
+
+
+@pytest.mark.parametrize("how", DAMAGED)
+@pytest.mark.parametrize("arguments", [BY_RUN[1], BY_FOLDER[0]], ids=" ".join)
+def test_a_damaged_manifest_of_a_run_is_told(command, tmp_path, arguments, how):
+    path = tmp_path / "runs/tiny/manifest.json"
+    found = DAMAGED[how](json.loads(path.read_text()))
+    path.write_text(found if isinstance(found, str) else json.dumps(found))
+    code, said = command(arguments)
+    assert (code, "manifest.json can't be read as a run's" in said) == (2, True), said
 
 
 def test_products_that_answers_are_compared_with_are_held_too(sft_run, copied, tmp_path):

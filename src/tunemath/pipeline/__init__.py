@@ -255,7 +255,9 @@ def _inputs(run: Run, stage: Stage) -> dict[str, Any]:
 def _begin(run: Run) -> None:
     """Refuse to go over another contract's weights, then save the resolved contract."""
     train = next(stage for stage in STAGES if stage.name == "train")
-    if not run.fresh:
+    if run.fresh:
+        run.folder.forget_unreadable()
+    else:
         _guard(run, _inputs(run, train))
     shutil.rmtree(run.folder.path / MERGED, ignore_errors=True)  # of a process that was killed
     write_text(run.folder.path / "contract.yaml", run.contract.to_yaml())

@@ -13,10 +13,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tunemath.errors import RunError
-from tunemath.runner.bound import MANIFEST, UPDATES, altered
+from tunemath.runner.bound import MANIFEST, UPDATES, altered, key_of, read_manifest
 from tunemath.storage import (
-    canonical_json,
-    hash_bytes,
     hash_file,
     read_json,
     remove_leftovers,
@@ -42,7 +40,14 @@ class RunFolder:
         """Return the manifest; an empty one for a new run."""
         if not self.manifest_path.exists():
             return {"run": self.path.name, "stages": {}}
-        return read_json(self.manifest_path)
+        return read_manifest(self.manifest_path)
+
+    def forget_unreadable(self) -> None:
+        """Remove a manifest that nothing can be told from, so that every stage is done anew."""
+        try:
+            self.manifest()
+        except RunError:
+            self.manifest_path.unlink()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -90,7 +95,7 @@ class RunFolder:
     def holds(self, stage: str, inputs: Mapping[str, Any]) -> bool:
         """Say whether a stage is done: same inputs, and every product as it was written."""
         entry = self.recorded(stage)
-        return entry is not None and entry["key"] == _key(inputs) and not self.broken(stage)
+        return entry is not None and entry["key"] == key_of(inputs) and not self.broken(stage)
 
     def broken(self, stage: str) -> list[str]:
         """Return a recorded stage's products that are not as they were written, or not its own."""
@@ -129,7 +134,7 @@ class RunFolder:
         products = action()
         manifest = {**self.manifest(), **about}
         manifest["stages"][stage] = {
-            "key": _key(inputs),
+            "key": key_of(inputs),
             "inputs": dict(inputs),
             "products": {name: hash_file(self.path / name) for name in products},
             "seconds": round(time.perf_counter() - started, 2),
@@ -154,10 +159,6 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     ]
-
-
-def _key(inputs: Mapping[str, Any]) -> str:
-    return hash_bytes(canonical_json(dict(inputs)))
 
 
 def _difference(name: str, old: Any, new: Any) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 from tunemath.errors import RunError
 from tunemath.runner.cache import file_hash
 from tunemath.space.weights.carried import CARRIED
-from tunemath.storage import read_json
+from tunemath.storage import canonical_json, hash_bytes, read_json
 
-__all__ = ["MANIFEST", "UPDATES", "altered", "refuse_altered"]
+__all__ = ["MANIFEST", "UPDATES", "altered", "key_of", "read_manifest", "refuse_altered"]
 
 MANIFEST = "manifest.json"
 UPDATES = ("adapter", "weights")
@@ -72,19 +72,49 @@ def _harmless(path: Path, allowed: Collection[str]) -> bool:
     return by_people or any(path.match(pattern) for pattern in allowed)
 
 
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return a run's manifest; `RunError` where it is not as a run writes it."""
+    try:
+        found = read_json(path)
+        stages = found["stages"]
+        if all(map(_is_entry, stages.values())):
+            return found
+    except (RunError, TypeError, KeyError, AttributeError):
+        pass
+    raise RunError(
+        f"{path} can't be read as a run's manifest, so nothing says whether what lies beside it is "
+        "what was measured; put it back, or train again with --fresh"
+    )
+
+
+def _is_entry(entry: Any) -> bool:
+    """Say whether what a manifest has of a stage has its form, and the key of its inputs."""
+    if not isinstance(entry, dict):
+        return False
+    inputs, products, seconds = (entry.get(name) for name in ("inputs", "products", "seconds"))
+    return (
+        isinstance(inputs, dict)
+        and entry.get("key") == key_of(inputs)
+        and isinstance(products, dict)
+        and all(isinstance(sha, str) for sha in products.values())
+        and isinstance(seconds, int | float)
+        and 0 <= seconds < float("inf")
+    )
+
+
+def key_of(inputs: Mapping[str, Any]) -> str:
+    """Return the hash that stands for what a stage read."""
+    return hash_bytes(canonical_json(dict(inputs)))
+
+
 def _stages(run: Path) -> dict[str, Any]:
     """Return what a run's manifest has of its stages; nothing for a folder that is no run."""
     path = run / MANIFEST
     if not path.is_file():
         return {}
     try:
-        stages = read_json(path)["stages"]
-        ours = all(isinstance(entry["products"], dict) for entry in stages.values())
-    except (RunError, OSError, TypeError, KeyError, AttributeError):
+        return read_manifest(path)["stages"]
+    except (RunError, OSError):
         if (run / _CONTRACT).is_file():
-            raise RunError(
-                f"{path} can't be read, so nothing says whether the weights beside it are those "
-                "that were measured; put it back, or train again with --fresh"
-            ) from None
+            raise
         return {}  # somebody else's file of this name
-    return stages if ours else {}

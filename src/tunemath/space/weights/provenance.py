@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,6 +78,11 @@ def read_provenance(folder: Path) -> Provenance | None:
         if found["format"] != _FORMAT:
             raise ValueError(f"format {found['format']!r}")
         sources = tuple(Source(**source) for source in found["sources"])
+        texts = (found["operation"], *(text for each in sources for text in astuple(each)))
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("its operation, and what it says of each source, must be texts")
+        if not all(isinstance(found[name], dict) for name in ("settings", "proof")):
+            raise TypeError("settings and proof must be mappings")
         return Provenance(found["operation"], sources, found["settings"], found["proof"])
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
