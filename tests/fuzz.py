@@ -242,7 +242,7 @@ TARGETS = {
     "rows": Target("train.jsonl", of_lines, _PLAN),
     "items": Target("task.jsonl", of_lines, _PLAN),
     "choices": Target("retention.jsonl", of_lines, _PLAN),
-    "config": Target("model/config.json", of_json, _MODEL),
+    "config": Target("model/config.json", of_json, (*_MODEL, _ADAPTER[2])),
     "generation": Target("model/generation_config.json", of_json, _PLAN),
     "tokenizer": Target("model/tokenizer.json", of_json, _PLAN),
     "settings": Target("model/tokenizer_config.json", of_json, _PLAN),

@@ -73,3 +73,11 @@ def test_json_that_is_nested_beyond_use_is_refused(text):
 def test_a_number_that_python_will_not_read_is_refused():
     with pytest.raises(ModelError, match="config is not valid JSON"):
         parse_json("9" * 5000, Path("config"), ModelError)
+
+
+def test_half_of_a_character_is_no_text():
+    for text in (r'{"a": "\ud800"}', r'{"\uDC00": 1}', r'["\ud800 \udc00"]'):
+        with pytest.raises(ModelError, match=r"config holds \\u(d800|dc00), half of a character"):
+            parse_json(text, Path("config"), ModelError)
+    assert parse_json(rb'"\ud83d\ude00"', Path("config"), ModelError) == "\U0001f600"
+    assert parse_json(r'"\\ud800"', Path("config"), ModelError) == r"\ud800"

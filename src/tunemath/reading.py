@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +24,7 @@ LONGEST_JSON = 2**26
 
 _ENDLESS = 2**26  # the most that is read of a file which says of itself that it is empty
 _DEEPEST = 100
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # of a pair that stands for one character
 _LFS = b"version https://git-lfs"
 
 _REASONS = {
@@ -98,6 +100,14 @@ def parse_json(
         raise error(f"{path} is not valid JSON of its kind: nested beyond all use") from None
     except ValueError as why:
         raise error(f"{path} is not valid JSON ({one_line(why, 200)}); {fix}") from None
+    if _HALF.search(data if isinstance(data, bytes) else data.encode()):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as why:
+            half = f"\\u{ord(why.object[why.start]):04x}"
+            raise error(
+                f"{path} holds {half}, half of a character, which is no text; {fix}"
+            ) from None
     if _is_deep(value):
         raise error(f"{path} is not valid JSON of its kind: nested more than {_DEEPEST} deep")
     return value

@@ -67,6 +67,24 @@ def test_an_alpha_beyond_all_use(adapter, refused, command, alpha):
     assert "lora_alpha" in refused(command)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("alpha_pattern", "q_proj"),
+        ("alpha_pattern", {"q_proj": "8"}),
+        ("rank_pattern", [4]),
+        ("exclude_modules", float("-inf")),
+        ("megatron_config", {"a": float("nan")}),
+        ("use_rslora", {}),
+        ("r", "4"),
+    ],
+)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_field_with_a_value_of_another_kind(adapter, refused, command, field, value):
+    change(adapter, **{field: value})
+    assert field in refused(command)
+
+
 @pytest.mark.parametrize("command", COMMANDS[:2])
 @pytest.mark.parametrize("targets", ["(((", "((.*)*)*x"])
 def test_targets_that_are_no_expression_or_never_end(

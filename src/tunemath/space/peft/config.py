@@ -63,6 +63,7 @@ _OF_NAMES = ("target_modules", "exclude_modules", "feedforward_modules", "module
              "target_parameters", "layers_pattern")  # fmt: skip
 _OF_NUMBERS = ("layers_to_transform", "token_indices", "cpt_token_ids", "cpt_mask",
                "cpt_tokens_type_mask")  # fmt: skip
+_PATTERNS = {"alpha_pattern": (int, float)}
 _ELEMENTS = {**dict.fromkeys(_OF_NAMES, str), **dict.fromkeys(_OF_NUMBERS, int)}
 
 
@@ -89,7 +90,10 @@ class AdapterConfig(Mapping[str, Any]):
 
     @classmethod
     def read(cls, path: str | Path) -> AdapterConfig:
-        """Read adapter_config.json, or the folder that holds it."""
+        """Read adapter_config.json, or the folder that holds it.
+
+        Raises `ModelError` where a field is unlike what it is for.
+        """
         path = Path(path)
         if path.is_dir():
             path = path / "adapter_config.json"
@@ -100,7 +104,12 @@ class AdapterConfig(Mapping[str, Any]):
         if not isinstance(kind, str):
             raise ModelError(f"{path} has no peft_type ({kind!r}); expected one such as LORA")
         values.pop("runtime_config", None)  # not saved nor restored by PEFT
-        return cls(kind, **values)
+        for key, value in values.items():
+            if not _is_finite(value):
+                raise ModelError(f"{path}: {key} is {value!r:.60}; expected finite numbers")
+        config = cls(kind, **values)
+        refuse_wrong_types(config)
+        return config
 
     def having(self, **values: Any) -> AdapterConfig:
         """Return a copy with some fields set."""
@@ -117,6 +126,15 @@ class AdapterConfig(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"AdapterConfig({self.peft_type!r}, {self._values})"
+
+
+def _is_finite(value: Any) -> bool:
+    """Say whether JSON can hold every number in a value."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def default_targets(peft_type: str, model_type: str, which: str = "target_modules") -> Any:
@@ -138,6 +156,8 @@ def refuse_wrong_types(config: AdapterConfig) -> None:
         good = isinstance(value, (*wanted, *lists)) and not isinstance(value, bool)
         if good and key in _ELEMENTS and isinstance(value, list | tuple | set | frozenset):
             good = all(type(each) is _ELEMENTS[key] for each in value)
+        if good and key in _PATTERNS:
+            good = all(type(each) in _PATTERNS[key] for each in value.values())
         if not good:
             raise ModelError(f"{config.peft_type}: {key} is {value!r:.60}; expected {words}")
 

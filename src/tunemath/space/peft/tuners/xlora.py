@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from tunemath.errors import ModelError
 from tunemath.space.blueprint import Blueprint, Module
 from tunemath.space.peft.change import Change, Group, Part, Shared, frozen
-from tunemath.space.peft.config import AdapterConfig, refuse_lost_layers, refuse_wrong_types
+from tunemath.space.peft.config import AdapterConfig, refuse_lost_layers
 from tunemath.space.peft.mixtures import of_fused_experts
 from tunemath.space.peft.parameters import find_parameters
 from tunemath.space.peft.tuners.lora import lora
@@ -76,7 +76,6 @@ def _expert(blueprint: Blueprint, path: Any) -> _Expert:
             f"XLORA: the adapter in {path} has {' and '.join(given)}; PEFT loads factors only: "
             "train an adapter without"
         )
-    refuse_wrong_types(config)
     refuse_lost_layers(config)
     config = of_fused_experts(blueprint, config)
     groups = lora(blueprint, config).groups
