@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
+import importlib
 import json
 import os
+import pkgutil
 import random
 import re
 import resource
@@ -402,17 +405,18 @@ def _main(arguments: list[str]) -> int:
 
 def warm() -> None:
     """Import what the commands need, so that forks have it."""
-    import peft  # noqa: F401
+    import rich.traceback  # noqa: F401
     import torch
-    import transformers  # noqa: F401
+    import transformers.masking_utils
+    import transformers.models.llama.modeling_llama  # noqa: F401
 
-    import tunemath.cli.app
-    import tunemath.pipeline.algebra
-    import tunemath.pipeline.products
-    import tunemath.report
-    import tunemath.runner.tracing  # noqa: F401
+    import tunemath
 
+    for module in pkgutil.walk_packages(tunemath.__path__, "tunemath."):
+        if module.name != "tunemath.__main__" and ".course" not in module.name:
+            importlib.import_module(module.name)
     torch.set_num_threads(1)
+    gc.freeze()  # so that a fork's collections don't copy all of it
 
 
 @contextlib.contextmanager
