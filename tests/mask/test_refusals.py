@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 import tracemalloc
 
 import pytest
 
 from tunemath.errors import DataError
-from tunemath.mask import Example, Message, encode_rows, read_rows
+from tunemath.mask import Example, Message, Refusals, encode_rows, read_rows
 
 GOOD = {"prompt": "Hi", "completion": "Yes"}
 
@@ -99,3 +100,20 @@ def test_rows_that_cannot_be_rendered_or_are_too_long_are_told_together(model):
     ):
         assert line.startswith(f"  t.jsonl:{number}: ")
         assert words in line
+
+
+def test_rows_that_take_long_to_refuse_are_not_all_tried(monkeypatch):
+    monkeypatch.setattr("tunemath.mask.refusals._PATIENCE", 0.2)
+    refusals = Refusals("train.jsonl", "rows")
+
+    def read_on():
+        for row in range(1, 1000):
+            with refusals.collected():
+                until = time.process_time() + 0.06
+                while time.process_time() < until:
+                    pass
+                raise DataError(f"train.jsonl:{row}: too much")
+
+    with pytest.raises(DataError, match=r"\d rows are refused so far; no more were") as told:
+        read_on()
+    assert 2 <= len(told.value.faults) <= 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,9 @@ from tunemath.errors import DataError, MaskError
 __all__ = ["Refusals"]
 
 _SHOWN = 10
+_PATIENCE = 4.0
+"""Seconds of the processor that refused rows may take together: a template without an end would
+take some for each."""
 
 
 class Refusals:
@@ -34,16 +38,28 @@ class Refusals:
         self.what = what
         self.count = 0
         self.first: list[str] = []
+        self._seconds = 0.0
 
     @contextmanager
     def collected(self) -> Iterator[None]:
-        """Take down what is raised inside of one row; the next row can go on."""
+        """Take down what is raised inside of one row; the next row can go on.
+
+        Raises `DataError` for what there is so far where that took long already.
+        """
+        started = time.process_time()
         try:
             yield
         except (DataError, MaskError) as error:
             self.count += 1
             if len(self.first) < _SHOWN:
                 self.first.append(str(error))
+            self._seconds += time.process_time() - started
+            if self._seconds > _PATIENCE:
+                raise DataError(
+                    f"{self.name}: {self.count:,} {self.what} are refused so far; no more were "
+                    "tried, as each takes long:",
+                    self.first,
+                ) from None
 
     def raise_if_any(self, of: int) -> None:
         """Raise `DataError` for all that was refused of so many; one alone stands as it is."""
