@@ -44,7 +44,7 @@ def test_faults_of_every_kind_stand_in_one_message(tmp_path):
     assert head == "train.jsonl: 5 of 6 rows are refused:"
     for line, (number, words) in zip(
         lines,
-        ((1, "not valid JSON"), (2, "JSON object"), (3, "'zzz'"), (5, "'a'"), (6, "completion")),
+        ((1, "not valid JSON"), (2, "JSON object"), (3, '"zzz"'), (5, "'a'"), (6, "completion")),
         strict=True,
     ):
         assert line.startswith(f"  train.jsonl:{number}: ")

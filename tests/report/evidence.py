@@ -38,7 +38,7 @@ def contract() -> dict[str, Any]:
         },
         "objective": {"kind": "sft", "beta": None},
         "mask": {
-            "train": "/home/ann/tunemath/examples/dates/train.jsonl",
+            "train": "/home/user/tunemath/examples/dates/train.jsonl",
             "answers": "all",
             "max_length": 512,
             "too_long": "refuse",
@@ -55,8 +55,8 @@ def contract() -> dict[str, Any]:
             "save_every": 12,
         },
         "evaluation": {
-            "task": "/home/ann/tunemath/examples/dates/task.jsonl",
-            "retention": "/home/ann/tunemath/examples/dates/retention.jsonl",
+            "task": "/home/user/tunemath/examples/dates/task.jsonl",
+            "retention": "/home/user/tunemath/examples/dates/retention.jsonl",
             "few_shot": 4,
             "max_new_tokens": 32,
             "batch_size": 25,
@@ -208,7 +208,7 @@ def mask() -> dict[str, Any]:
         "template_sha256": "a1" * 32,
         "tokenizer_sha256": "b2" * 32,
         "rows_sha256": "c3" * 32,
-        "data": {"path": "/home/ann/tunemath/examples/dates/train.jsonl", "sha256": "d4" * 32},
+        "data": {"path": "/home/user/tunemath/examples/dates/train.jsonl", "sha256": "d4" * 32},
         "terminator": {"text": "<|im_end|>", "id": 2, "expected": 480, "supervised": 480},
         "violations": {
             "prompt_or_padding_supervised": 0,

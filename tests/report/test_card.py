@@ -27,10 +27,10 @@ def test_front_matter(sft: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("folder", "name"),
     [
-        ("/home/ann/model", "model"),
-        ("../ann/model", "model"),
+        ("/home/user/model", "model"),
+        ("../other/model", "model"),
         ("src/tunemath", "tunemath"),
-        ("C:\\ann\\a b", "a b"),
+        ("C:\\other\\a b", "a b"),
     ],
 )
 def test_a_folder_is_no_base_model(sft: dict[str, Any], folder: str, name: str) -> None:
@@ -70,7 +70,7 @@ def test_it_has_choices_results_limits_and_code(dpo: dict[str, Any]) -> None:
         "executed code that came with the model",
     ):
         assert words in card
-    assert "/home/ann" not in card
+    assert "/home/user" not in card
 
 
 def test_text_from_models_stays_text(sft: dict[str, Any]) -> None:

@@ -201,7 +201,9 @@ class _Row:
         if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
             self.fail(f"{name} must be an object with role and content; got {shown(turn)}")
         if extra := turn.keys() - {"role", "content"}:
-            self.fail(f"{name} has the key {min(extra)!r:.80}; a message has role and content only")
+            self.fail(
+                f"{name} has the key {shown(min(extra))}; a message has role and content only"
+            )
         if turn["role"] not in _ROLES:
             roles = ", ".join(_ROLES)
             self.fail(f"{name} has the role {shown(turn['role'])}; the roles are {roles}")
@@ -278,7 +280,7 @@ def _refuse_unknown_keys(row: _Row) -> None:
         if key not in valid:
             near = difflib.get_close_matches(key[:80], valid, n=1)
             hint = f"did you mean {near[0]}?" if near else f"a row has {_FORMS[row.kind]}"
-            row.fail(f"unknown key {key!r:.80}; {hint} (free notes go under `meta`)")
+            row.fail(f"unknown key {shown(key)}; {hint} (free notes go under `meta`)")
 
 
 def _example(row: _Row) -> Example:

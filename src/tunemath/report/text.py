@@ -223,7 +223,7 @@ def flops(value: Any) -> str:
 def short_path(path: Any) -> str:
     """Return the last two parts of a path: the folders above are the machine's, not the run's.
 
-    >>> short_path("/home/ann/tune/dates/train.jsonl")
+    >>> short_path("/home/user/tune/dates/train.jsonl")
     '…/dates/train.jsonl'
     """
     if path is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunemath.errors import ModelError
+from tunemath.shown import shown
 from tunemath.space.checkpoint import read_json
 from tunemath.space.peft.nested import unknown_nested
 
@@ -106,7 +107,7 @@ class AdapterConfig(Mapping[str, Any]):
         values.pop("runtime_config", None)  # not saved nor restored by PEFT
         for key, value in values.items():
             if not _is_finite(value):
-                raise ModelError(f"{path}: {key} is {value!r:.60}; expected finite numbers")
+                raise ModelError(f"{path}: {shown(key)} is {value!r:.60}; expected finite numbers")
         config = cls(kind, **values)
         refuse_wrong_types(config)
         return config

@@ -30,7 +30,7 @@ def base_reference(name: str) -> tuple[str, str | None]:
     A hub id stays as it is, and a folder of the hub's cache becomes one. Another folder is
     ``./NAME``, which nothing takes for an id of the hub.
 
-    >>> base_reference("org/name"), base_reference("/home/ann/models/llama")
+    >>> base_reference("org/name"), base_reference("/home/user/models/llama")
     (('org/name', None), ('./llama', None))
     """
     return references([name])[name]
