@@ -222,6 +222,16 @@ def test_unknown_keys_are_named(call, config, tmp_path):
     assert err == f"warning: {path} has lora_alhpa, which PEFT does not know\n"
 
 
+@pytest.mark.parametrize("command", ["count", "memory"])
+def test_an_unknown_key_is_cleaned_and_cut(capsys, config, tmp_path, command):
+    path = adapter(tmp_path, target_modules=["q_proj"], **{"\x1b[31m" + "x" * 3000: 1})
+    with pytest.raises(SystemExit):
+        main([command, str(config), "--peft-config", str(path)])
+    err = capsys.readouterr().err
+    assert "\x1b" not in err
+    assert len(err) < 400
+
+
 @pytest.mark.parametrize(
     ("values", "field", "near"),
     [

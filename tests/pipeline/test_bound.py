@@ -167,6 +167,7 @@ DAMAGED = {
     "inputs that the key is not of": lambda manifest: of_train(manifest, inputs={"seed": 7}),
     "a hash that is no text": lambda manifest: of_train(manifest, products={"plan.json": 1}),
     "products as a list": lambda manifest: of_train(manifest, products=["plan.json"]),
+    "a number without end": lambda manifest: {**manifest, "about": math.inf},
     "seconds without end": lambda manifest: of_train(manifest, seconds=math.inf),
 }
 

@@ -10,14 +10,15 @@ import typer
 from tunemath.cli.options import AsJson, Method, MethodSettings, ModelPath, PeftConfigPath
 from tunemath.cli.output import print_json, say, show
 from tunemath.errors import ContractError, ModelError
+from tunemath.shown import clip
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from tunemath.space import Blueprint
     from tunemath.space.peft import AdapterConfig
 
-__all__ = ["blueprint_at", "refuse_beside", "register", "unmatched_words"]
+__all__ = ["blueprint_at", "refuse_beside", "register", "unknown_words", "unmatched_words"]
 
 _BAD_INPUT = 2
 # PEFT's types of the contract's methods that reach a model otherwise than by its modules.
@@ -128,9 +129,15 @@ def _of_peft(model: str, path: Path, task: str | None) -> tuple[dict[str, Any], 
         task_type=config["task_type"],
         unknown_keys=[*config.unknown],
     )
-    warnings = [f"warning: {path} has {key}, which PEFT does not know" for key in config.unknown]
+    warnings = [*unknown_words(path, config)]
     errors = [f"error: {unmatched_words(blueprint, config, name)}" for name in ledger.unmatched]
     return product, warnings + errors
+
+
+def unknown_words(path: Path, config: AdapterConfig) -> Iterator[str]:
+    """Say which keys of an adapter_config.json have no effect."""
+    for key in config.unknown:
+        yield f"warning: {path} has {clip(key, 80)}, which PEFT does not know"
 
 
 def _chooses_layers(config: AdapterConfig) -> bool:

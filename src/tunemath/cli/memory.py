@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from tunemath.cli.options import AsJson, Method, MethodSettings, ModelPath, PeftConfigPath
-from tunemath.cli.output import print_json, show
+from tunemath.cli.output import print_json, say, show
 from tunemath.errors import ContractError
 
 if TYPE_CHECKING:
@@ -196,7 +195,7 @@ def _subject(
     peft_config: Path | None,
 ) -> tuple[Blueprint, UpdateSpace | AdapterConfig, str | None]:
     """Return the model, what is done to it, and PEFT's task where that chooses its class."""
-    from tunemath.cli.count import blueprint_at, refuse_beside, unmatched_words
+    from tunemath.cli.count import blueprint_at, refuse_beside, unknown_words, unmatched_words
     from tunemath.space import parse_space
     from tunemath.space.peft import AdapterConfig, peft_change
 
@@ -205,8 +204,8 @@ def _subject(
     for name, option in (("method", "--method"), ("settings", "--set")):
         refuse_beside(context, name, option)
     config = AdapterConfig.read(peft_config)
-    for key in config.unknown:
-        print(f"warning: {peft_config} has {key}, which PEFT does not know", file=sys.stderr)
+    for line in unknown_words(peft_config, config):
+        say(line, err=True)
     task = config["task_type"]
     blueprint = blueprint_at(model, task)
     for name in peft_change(blueprint, config).unmatched:

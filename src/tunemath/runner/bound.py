@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         found = read_json(path)
         stages = found["stages"]
+        json.dumps(found, allow_nan=False)  # as it was written
         if all(map(_is_entry, stages.values())):
             return found
-    except (RunError, TypeError, KeyError, AttributeError):
+    except (RunError, ValueError, TypeError, KeyError, AttributeError):
         pass
     raise RunError(
         f"{path} can't be read as a run's manifest, so nothing says whether what lies beside it is "
@@ -98,7 +100,7 @@ def _is_entry(entry: Any) -> bool:
         and isinstance(products, dict)
         and all(isinstance(sha, str) for sha in products.values())
         and isinstance(seconds, int | float)
-        and 0 <= seconds < float("inf")
+        and seconds >= 0
     )
 
 
