@@ -249,6 +249,8 @@ def main(given: Sequence[str] | None = None) -> int:
         for threads in options.threads or THREADS
         if each.name in (options.only or [each.name]) and not (each.busy and threads > 1)
     ]
+    if not runs:
+        raise SystemExit("nothing to run: there is one busy run, with 1 thread")
     rows: list[Row] = []
     with TemporaryDirectory() as folder:
         for number, (variation, threads) in enumerate(runs):
@@ -259,7 +261,8 @@ def main(given: Sequence[str] | None = None) -> int:
                 _run(variation, threads, plain, chosen_tests(options, number), Path(folder))
             )
     print("", HEAD, *rows, sep="\n")
-    return int(any(row.failed for row in rows))
+    ran = [row for row in rows if row.seconds is not None]
+    return int(not ran or any(row.failed for row in ran))
 
 
 def _run(

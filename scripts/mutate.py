@@ -265,6 +265,8 @@ class Bench:
             text = mutate_code(source, operators()[spec.operator_name], spec.occurrence)
             file.write_text(text, encoding="utf-8")
             code, output = self._fork(tree, nearest(spec.module_path), SECONDS)
+            if code in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):
+                raise SystemExit(f"no tests ran for {spec.module_path}:\n{output}")
         finally:
             file.write_text(source, encoding="utf-8")
             self._free.put(tree)

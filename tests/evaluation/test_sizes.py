@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from scipy.stats import norm
 
 from tunemath.evaluation import (
     FEWEST_ITEMS,
@@ -48,7 +49,7 @@ def test_retention_can_be_shown_where_any_result_passes(items, margin):
     assert can_show_retention(items, margin) is found
 
 
-@pytest.mark.parametrize("items", [2, 4, 18, 40, 300])
+@pytest.mark.parametrize("items", [1, 2, 3, 4, 17, 18, 19, 40, 41, 300])
 def test_the_smallest_margin_is_the_best_interval_of_no_change(items):
     best = max(
         paired_difference(*scores(right, 0, 0, items - right)).low for right in range(items + 1)
@@ -56,9 +57,7 @@ def test_the_smallest_margin_is_the_best_interval_of_no_change(items):
     assert math.isclose(smallest_kept_margin(items), -best, rel_tol=1e-9)
 
 
-@pytest.mark.parametrize("items", [3, 17, 19, 41])
-def test_an_odd_count_reaches_a_little_lower(items):
-    best = max(
-        paired_difference(*scores(right, 0, 0, items - right)).low for right in range(items + 1)
-    )
-    assert smallest_kept_margin(items) <= -best < smallest_kept_margin(items - 1)
+@pytest.mark.parametrize("items", [2, 18, 300])
+def test_an_even_count_has_the_limit_in_closed_form(items):
+    z = norm.ppf(0.975)
+    assert math.isclose(smallest_kept_margin(items), z / math.sqrt(items * (items + z * z)))

@@ -17,6 +17,7 @@ TRIPLED = (
     "{% endfor %}"
 )
 DOUBLED = "{% set ns = namespace(x='aa') %}{% for i in range(99) %}{% set ns.x = OP %}{% endfor %}"
+LONG = "{% set ns = namespace(x='a' * 10 ** 7) %}{% for i in range(9999) %}"
 ENDLESS = [
     "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(80) }}",
@@ -58,6 +59,10 @@ ENDLESS = [
     "{{ ('x ' * 10 ** 5) | wordwrap(1, wrapstring='y' * 10 ** 6) }}",
     "{{ (5).to_bytes(10 ** 9, 'big') }}",
     "{{ 1.5 | round(10 ** 9) }}",
+    LONG + "{% if 'zz' in ns.x %}{% endif %}{% endfor %}",
+    LONG + "{% if ns.x is in('b' ~ ns.x) %}{% endif %}{% endfor %}",
+    LONG + "{% if ns.x ~ 'a' == 'a' ~ ns.x %}{% endif %}{% endfor %}",
+    LONG + "{% if 1 < 2 < ns.x | length and 'b' not in ns.x %}{% endif %}{% endfor %}",
     "{{ ('a' * 100).translate({97: 'x' * 10 ** 7}) }}",
     "{% set x = 'a' * 10 ** 7 %}{% set ns = namespace(l=[]) %}{% for i in range(9999) %}"
     "{% set ns.l = ns.l + [x[1:]] %}{% endfor %}",
@@ -108,6 +113,26 @@ def test_the_effort_is_counted_in_every_thread():
     thread.start()
     thread.join()
     assert len(told) == 1
+
+
+def test_a_number_that_makes_nothing_costs_nothing():
+    source = "{{ 'abc'.find('c', 0, 10 ** 10) }}{{ 'abc'.startswith('b', 1, 10 ** 10) }}"
+    assert Template(source).full(HI) == "2True"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ 1 < 2 < 3 }} {{ 'a' in 'abc' }} {{ messages[0].role == 'user' != 'x' }}",
+        "{{ 'a' is in(['a']) }} {{ 3 is ge(2) }} {{ x is undefined }} {{ 1 is sameas(1) }}",
+        "{% if messages[0].content is string and not 'x' in messages[0].content %}yes{% endif %}",
+        "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}",
+    ],
+)
+def test_comparisons_mean_what_they_mean_in_jinja(source):
+    turns = [{"role": each.role, "content": each.content} for each in HI]
+    own = ImmutableSandboxedEnvironment().from_string(source).render(messages=turns)
+    assert Template(source).full(HI) == own
 
 
 @pytest.mark.parametrize(

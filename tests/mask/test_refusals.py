@@ -103,13 +103,13 @@ def test_rows_that_cannot_be_rendered_or_are_too_long_are_told_together(model):
 
 
 def test_rows_that_take_long_to_refuse_are_not_all_tried(monkeypatch):
-    monkeypatch.setattr("tunemath.mask.refusals._PATIENCE", 0.2)
+    monkeypatch.setattr("tunemath.mask.refusals._PATIENCE", 0.3)
     refusals = Refusals("train.jsonl", "rows")
 
     def read_on():
         for row in range(1, 1000):
             with refusals.collected():
-                until = time.process_time() + 0.06
+                until = time.process_time() + 0.11
                 while time.process_time() < until:
                     pass
                 raise DataError(f"train.jsonl:{row}: too much")

@@ -176,6 +176,21 @@ def test_rows_beyond_a_table_are_told_at_once(tiny_job, learned):
     assert plan(tiny_job, learned, *dropped)["plan"]["data"]["train_rows"] == 22
 
 
+def test_the_remedy_leaves_room_for_virtual_tokens(tiny_job, learned):
+    def lengthen(number: int, row: dict) -> None:
+        if number == 4:
+            row["messages"][1]["content"] = "x" * room
+
+    alone = longest(tiny_job, learned)["lengths"]["training rows"]
+    room = 118 - alone["longest"] + len("brown 100")
+    change(tiny_job.parent / "train.jsonl", lengthen)
+    prompt = ("space={method: prompt, length: 5}", "evaluation.few_shot=0", "mask.max_length=400")
+    with pytest.raises(DataError, match=r"and 5 virtual tokens.*mask.max_length: 115"):
+        plan(tiny_job, learned, *prompt)
+    dropped = ("mask.too_long=drop", "mask.max_length=115")
+    assert plan(tiny_job, learned, *prompt, *dropped)["plan"]["data"]["train_rows"] == 23
+
+
 @pytest.mark.parametrize("method", ["prefix", "prompt"])
 def test_virtual_tokens_take_positions(tiny_job, method):
     alone = plan(tiny_job)["plan"]["positions"]

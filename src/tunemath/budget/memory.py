@@ -14,6 +14,7 @@ from tunemath.budget.passes import Activations
 __all__ = [
     "DTYPES",
     "QUANTISATIONS",
+    "TILE",
     "Held",
     "Memory",
     "Quantisation",
@@ -36,7 +37,7 @@ Reference = Literal["none", "switched off", "copy", "cached"]
 
 _FLOAT32 = 4
 # Logits of a tile, and of rows that a trained head keeps whole: `objective.fused`'s defaults.
-_TILE = {"cpu": 1 << 19, "cuda": 1 << 26}
+TILE = {"cpu": 1 << 19, "cuda": 1 << 26}
 _WHOLE = {"cpu": 1 << 26, "cuda": 1 << 28}
 # Supervised rows of D numbers at once: gathered, their products, targets and gradient.
 _OUTPUT_ROWS = 6
@@ -266,7 +267,7 @@ def _output_bytes(held: Held, step: Step, supervised: int) -> int:
     if not held.vocab:
         return 0
     rows = _OUTPUT_ROWS * supervised * held.hidden * held.element
-    tile = _TILE[step.device]
+    tile = TILE[step.device]
     if held.head_trained:
         whole = max(1, _WHOLE[step.device] // held.vocab)
         tile = min(supervised, whole) * held.vocab

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tunemath.budget.memory import TILE
+
 __all__ = [
+    "MOVEMENT_BYTES",
+    "PASS_LOGITS",
+    "PROBE_LOGITS",
     "Widths",
     "answering_bytes",
     "choosing_bytes",
@@ -18,13 +23,12 @@ __all__ = [
 ]
 
 _FLOAT32 = 4
-_TILE = {"cpu": 1 << 19, "cuda": 1 << 26}
-_PROBE = 1 << 22
-"""The most logits that a probe keeps, as `runner.artefact` has it."""
-_TOGETHER = 1 << 24
-"""The most logits of one of its passes."""
-_AT_ONCE = 256 * 2**20
-"""The bytes of logits, never held, by which `runner.movement` cuts its batches."""
+PROBE_LOGITS = 1 << 22
+"""The most logits that the probe of an update's product keeps."""
+PASS_LOGITS = 1 << 24
+"""The most logits of one pass of a probe."""
+MOVEMENT_BYTES = 256 * 2**20
+"""The bytes of logits, never held, by which measuring movement cuts its batches."""
 _PART = 1 << 20
 """The numbers of a part of a tensor, by which products are held against base and update."""
 _ARRAYS = 6
@@ -99,7 +103,7 @@ def choosing_bytes(widths: Widths, rows: int, shared: int, tokens: int) -> int:
     own = widths.cache(1, shared) if shared else 0
     mask = rows * tokens * places * (widths.element + 1)
     states = widths.element * widths.hidden * rows * tokens
-    tile = _FLOAT32 * min(_TILE[widths.device], rows * tokens * widths.vocab)
+    tile = _FLOAT32 * min(TILE[widths.device], rows * tokens * widths.vocab)
     work = max(widths.working(rows, tokens, places) + mask, states + tile)
     return own + widths.cache(rows, places) + work
 
@@ -109,12 +113,12 @@ def moving_bytes(widths: Widths, rows: int, shared: int, tokens: int, kept: int 
 
     ``kept`` are the positions of which a tuned model that is gone left its states.
     """
-    together = max(1, min(rows, _AT_ONCE // (_FLOAT32 * widths.vocab * tokens)))
+    together = max(1, min(rows, MOVEMENT_BYTES // (_FLOAT32 * widths.vocab * tokens)))
     both = 2 * widths.cache(1, shared) if shared else 0
     states = widths.element * widths.hidden
     batch = states * together * tokens
     prefix = 2 * states * shared
-    tile = 2 * _FLOAT32 * min(_TILE[widths.device], together * tokens * widths.vocab)
+    tile = 2 * _FLOAT32 * min(TILE[widths.device], together * tokens * widths.vocab)
     reading = widths.cache(together, shared + tokens)
     reading += widths.working(together, tokens, shared + tokens)
     return both + prefix + batch + max(reading, 2 * batch + tile) + states * kept
@@ -126,9 +130,9 @@ def proving_bytes(widths: Widths, rows: int, tokens: int, positions: int, larges
     ``tokens`` are those of the longest of its rows, ``positions`` those of their answers, and
     ``largest`` the numbers of the largest changed weight.
     """
-    numbers = min(_PROBE, positions * widths.vocab)
-    together = max(1, min(rows, _TOGETHER // (widths.vocab * tokens)))
-    reading = widths.working(together, tokens, tokens) + _FLOAT32 * min(_TOGETHER, numbers)
+    numbers = min(PROBE_LOGITS, positions * widths.vocab)
+    together = max(1, min(rows, PASS_LOGITS // (widths.vocab * tokens)))
+    reading = widths.working(together, tokens, tokens) + _FLOAT32 * min(PASS_LOGITS, numbers)
     comparing = _FLOAT32 * numbers + _ARRAYS * _FLOAT32 * min(_PART, numbers)
     return _FLOAT32 * numbers + max(reading, comparing, 2 * _FLOAT32 * largest)
 

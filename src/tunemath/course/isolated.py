@@ -28,6 +28,7 @@ from typing import IO, Any
 
 from tunemath.course.grading import FILE, Grade, PartGrade
 from tunemath.errors import CourseError
+from tunemath.extras import install_command
 
 __all__ = ["SECONDS", "Ran", "graded", "pictured", "ran"]
 
@@ -79,7 +80,7 @@ def pictured(
 ) -> tuple[bytes, str]:
     """Return an exercise's figure as SVG, drawn with the learner's own functions, or why not."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise CourseError("drawing needs matplotlib; run: pip install 'tunemath[learn]'")
+        raise CourseError(f"drawing needs matplotlib; run: {install_command('learn')}")
     found = _run("figure", name, source, seconds, stop)
     return base64.b64decode(found.get("svg", "")), found.get("error", "")
 

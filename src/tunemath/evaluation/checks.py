@@ -124,7 +124,7 @@ def _enough_items(evidence: Evidence) -> Outcome:
 
 
 def _resolves_margin(evidence: Evidence) -> Outcome:
-    """Say whether a model that answers as its base would be found to have kept its retention."""
+    """Say whether a model that answers as its base can be found to have kept its retention."""
     _, retention, margin = _sizes(evidence)
     threshold = f"an interval of no change that ends above −{100 * margin:g} points"
     if not retention:
@@ -206,7 +206,7 @@ CHECKS: tuple[Check, ...] = (
         id="retention-resolves-margin",
         choice="evaluation",
         stage="static",
-        claim="A model that answers as its base does would be found to have kept its retention.",
+        claim="A model that answers as its base does can be found to have kept its retention.",
         needs=("contract", "plan"),
         judge=_resolves_margin,
         required=False,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from statistics import NormalDist
-
 from tunemath.evaluation.decision import ALPHA, judge_retention
 from tunemath.evaluation.uncertainty import mcnemar_exact, paired_difference
 
@@ -41,16 +38,15 @@ def can_show_retention(items: int, margin: float) -> bool:
 def smallest_kept_margin(items: int) -> float:
     """Return how far below zero the interval reaches when a model answers as its base does.
 
-    On n items that both models answer alike, half of them rightly (the narrowest case), Newcombe's
-    interval has the lower limit −z / √(n (n + z²)), with z the normal quantile of 97.5 %. A
-    retention margin that is not larger can't be shown to be kept by a model that changed nothing.
-
-    Valid for even n; for odd n the limit is a little lower.
+    That is Newcombe's interval on items that both models answer alike, half of them rightly: the
+    narrowest case; for even n its limit is −z / √(n (n + z²)), z the normal quantile of 97.5 %.
+    A retention margin that is not larger can't be shown to be kept by a model that changed nothing;
+    where the base answers nearly all or nothing rightly, more items are needed.
 
     >>> round(smallest_kept_margin(18), 4), round(smallest_kept_margin(300), 4)
     (0.0988, 0.0065)
 
     Source: Newcombe 1998, Stat Med 17:2635, method 10, with no discordant item.
     """
-    z = NormalDist().inv_cdf(0.975)
-    return z / math.sqrt(items * (items + z * z))
+    alike = [1] * (items // 2) + [0] * (items - items // 2)
+    return -paired_difference(alike, alike).low

@@ -35,6 +35,8 @@ _LOOKING = frozenset(
 )  # fmt: skip
 # Filters of which a number is a width or a count, and a text is put in many times.
 _WIDENING = ("batch", "center", "indent", "round", "slice", "wordwrap")
+# Methods of text and numbers that make as much as a number says.
+_PADDING = ("center", "ljust", "rjust", "to_bytes", "zfill")
 _DIRECTIVE = re.compile(r"%(?:\([^()]*\))?[#0\- +]*(\*|\d*)(?:\.(\*|\d*))?")
 _HOLDERS = (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)
 _DIGITS = re.compile(r"\d+")
@@ -51,6 +53,9 @@ class LimitedSandbox(ImmutableSandboxedEnvironment):
         self.filters["tojson"] = self._tojson
         for name, function in self.filters.items():
             self.filters[name] = self._limited(name, function)
+        for name, function in self.tests.items():
+            self.tests[name] = self._looked_at(function)
+        self.filters["_compared"] = pass_context(lambda _, value: self._compared(value))
         self.filters["_counted"] = pass_context(lambda _, value: self._counted(value))
         self.filters["_joined"] = pass_context(lambda _, values: self._joined(values))
         self.filters["_sliced"] = pass_context(lambda _, *given: self._sliced(*given))
@@ -113,7 +118,7 @@ class LimitedSandbox(ImmutableSandboxedEnvironment):
     ) -> tuple[Any, ...]:
         """Spend what a method of a value makes, and return its arguments."""
         given = (*args, *kwargs.values())
-        if isinstance(holder, str | bytes | int):
+        if isinstance(holder, str | bytes | int) and name in _PADDING:
             self.spend(sum(abs(each) for each in given if isinstance(each, int)))
         if not isinstance(holder, str):
             return args
@@ -208,6 +213,23 @@ class LimitedSandbox(ImmutableSandboxedEnvironment):
     def _joined(self, values: Iterable[Any]) -> str:
         return self._concatenated([str(self._finalized(value)) for value in values])
 
+    def _compared(self, value: Any) -> Any:
+        """Spend what a value takes to be compared or searched: text an eighth of its length."""
+        self.spend(_length(value) // 8 if isinstance(value, str) else 4 * _length(value))
+        return value
+
+    def _looked_at(self, function: Callable[..., bool]) -> Callable[..., bool]:
+        """Return a test, as in ``x is in y``, that spends what it looks at."""
+        first = 1 if hasattr(function, "jinja_pass_arg") else 0
+
+        @functools.wraps(function)
+        def looked_at(*args: Any) -> bool:
+            for each in args[first:]:
+                self._compared(each)
+            return function(*args)
+
+        return looked_at
+
     def _sliced(self, value: Any, start: Any, stop: Any, step: Any) -> Any:
         self.spend(_length(value) + _STEP)
         return value[start:stop:step]
@@ -251,11 +273,21 @@ class _LimitedFormatter(SandboxedFormatter):
 
 
 class _Counting(NodeTransformer):
-    """Has loops, joined text and slices, which Jinja turns into plain Python, be counted too."""
+    """Has loops, comparisons, joined text and slices, which become plain Python, be counted too."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
         node.iter = _filtered(node.iter, "_counted")
+        return node
+
+    def visit_Operand(self, node: nodes.Operand) -> nodes.Node:
+        self.generic_visit(node)
+        node.expr = _compared(node.expr)
+        return node
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
+        self.generic_visit(node)
+        node.expr = _compared(node.expr)
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
@@ -270,6 +302,10 @@ class _Counting(NodeTransformer):
         none = nodes.Const(None, lineno=node.lineno)
         ends = [each or none for each in (part.start, part.stop, part.step)]
         return _filtered(node.node, "_sliced", ends)
+
+
+def _compared(node: nodes.Expr) -> nodes.Expr:
+    return node if isinstance(node, nodes.Const) else _filtered(node, "_compared")
 
 
 def _filtered(node: nodes.Node, name: str, args: list[nodes.Expr] | None = None) -> nodes.Filter:

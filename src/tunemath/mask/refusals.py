@@ -12,8 +12,9 @@ __all__ = ["Refusals"]
 
 _SHOWN = 10
 _PATIENCE = 4.0
-"""Seconds of the processor that refused rows may take together: a template without an end would
-take some for each."""
+"""Seconds of the processor that refused rows may take together, where each takes long: a template
+without an end would take some for each."""
+_LONG = 0.1
 
 
 class Refusals:
@@ -54,7 +55,7 @@ class Refusals:
             if len(self.first) < _SHOWN:
                 self.first.append(str(error))
             self._seconds += time.process_time() - started
-            if self._seconds > _PATIENCE:
+            if self._seconds > max(_PATIENCE, _LONG * self.count):
                 raise DataError(
                     f"{self.name}: {self.count:,} {self.what} are refused so far; no more were "
                     "tried, as each takes long:",

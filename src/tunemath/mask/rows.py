@@ -265,8 +265,8 @@ def _object(pairs: list[tuple[str, Any]], twice: list[str]) -> dict[str, Any]:
     """Return a JSON object, and note a key that it gives more than once."""
     values = dict(pairs)
     if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice.append(next(name for name in names if names.count(name) > 1))
+        seen: set[str] = set()
+        twice.append(next(name for name, _ in pairs if name in seen or seen.add(name)))
     return values
 
 

@@ -66,16 +66,17 @@ def positions_product(run: Run) -> dict[str, Any]:
     rendered, and for every row or item that lies beyond the end of a model's positions.
     """
     positions = positions_of(run.blueprint)
+    virtual = virtual_tokens(run.contract.space)
     found = {"training rows": list(_rows(run))}
     for name, items in run.items.items():
         found[f"{name} items"] = _items(run, name, items)
     if positions.ends and positions.limit is not None:
         for lengths in found.values():
-            _refuse_beyond(lengths, positions.limit)
+            _refuse_beyond(lengths, positions.limit, virtual)
     return {
         "limit": positions.limit,
         "ends": positions.ends,
-        "virtual": virtual_tokens(run.contract.space),
+        "virtual": virtual,
         "lengths": {name: _summary(lengths, positions.limit) for name, lengths in found.items()},
     }
 
@@ -123,7 +124,7 @@ def _item(run: Run, item: Item) -> _Length:
     return _Length(item.where, ways[parts], parts, remedy)
 
 
-def _refuse_beyond(lengths: list[_Length], limit: int) -> None:
+def _refuse_beyond(lengths: list[_Length], limit: int, virtual: int) -> None:
     if not lengths:
         return
     refusals = Refusals(lengths[0].where.rpartition(":")[0], "rows")
@@ -132,7 +133,7 @@ def _refuse_beyond(lengths: list[_Length], limit: int) -> None:
             if each.tokens > limit:
                 raise DataError(
                     f"{each.where}: {each.parts} take {each.tokens:,} positions, and the model "
-                    f"ends at {limit:,}; {each.remedy.format(limit)}"
+                    f"ends at {limit:,}; {each.remedy.format(limit - virtual)}"
                 )
     refusals.raise_if_any(of=len(lengths))
 

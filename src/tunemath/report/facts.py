@@ -229,12 +229,12 @@ def mask_rows(evidence: Mapping[str, Any]) -> Iterator[Row]:
         if others := dig(overlap, name, "other_system"):
             text += f"; {count(len(others))} under another system message, with another answer"
         yield f"Rows shared with the {name} items", text
-    for key, label in (
-        ("copies", "Copies of earlier rows"),
-        ("contradictory", "Same question, other answers"),
+    for key, label, sign in (
+        ("copies", "Copies of earlier rows", " = "),
+        ("contradictory", "Same question, other answers", " ≠ "),
     ):
         if again := dig(mask, "repeated", key):
-            first = "; ".join(" = ".join(pair) for pair in dig(mask, "repeated", f"first_{key}"))
+            first = "; ".join(sign.join(pair) for pair in dig(mask, "repeated", f"first_{key}"))
             yield label, f"{count(again)} rows: {clean(first)}"
 
 

@@ -43,9 +43,8 @@ def memory_view(product: Mapping[str, Any]) -> RenderableType:
 def peak(memory: Mapping[str, Any]) -> str:
     """Return the most that is held at once, when that is, and whether it fits."""
     stage = clean(memory.get("highest") or "train")
-    words = f"{size(memory.get('total_bytes'))}, in {stage}"
-    if stage == "train":
-        words = f"{size(memory.get('total_bytes'))}, in the {clean(memory.get('moment'))}"
+    when = f"the {clean(memory.get('moment'))}" if stage == "train" else stage
+    words = f"{size(memory.get('total_bytes'))}, in {when}"
     if memory.get("limit_bytes") is None:
         return words
     verb = "fits" if memory.get("fits") else "does not fit"

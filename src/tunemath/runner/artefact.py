@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tunemath.budget.peaks import PROBE_LOGITS
 from tunemath.errors import RunError
 from tunemath.runner.models import choose_device, load_base, load_trained, why_not_merged
 from tunemath.runner.probing import answer_logits, compared, tolerance_of
@@ -35,8 +36,6 @@ from tunemath.storage import storage_errors
 
 __all__ = ["Probe", "prove_artefact"]
 
-_NUMBERS = 2**22
-"""The most logits of a probe: 16 MiB."""
 _SHARD = 2**30
 """The most bytes of a file of the merged model, which on a GPU are copied to be written."""
 
@@ -52,7 +51,7 @@ class Probe:
     @classmethod
     def of(cls, model: Any, rows: Sequence[Row]) -> Probe:
         """Ask a live model."""
-        return cls(list(rows), answer_logits(model, rows, _NUMBERS).cpu())
+        return cls(list(rows), answer_logits(model, rows, PROBE_LOGITS).cpu())
 
     def write(self, path: Path) -> None:
         """Write rows and logits into one safetensors file, whole or not at all."""
@@ -75,7 +74,7 @@ class Probe:
 
     def beside(self, model: Any) -> dict[str, float]:
         """Return how far a model's logits are from the probe's, and KL(model ‖ probe)."""
-        return compared(self.logits, answer_logits(model, self.rows, _NUMBERS).cpu())
+        return compared(self.logits, answer_logits(model, self.rows, PROBE_LOGITS).cpu())
 
 
 def prove_artefact(

@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 
+from tunemath.budget.peaks import MOVEMENT_BYTES
 from tunemath.mask import common_prefix
 from tunemath.runner.answering import batches
 from tunemath.runner.heads import States, kl
 from tunemath.runner.prefix import Batch, SharedPrefix, pad_right
 
 __all__ = ["Read", "RowMovement", "kept_states", "movements_from", "row_movements"]
-
-_LOGIT_BYTES = 256 * 2**20
 
 Tick = Callable[[int], None]
 
@@ -51,7 +50,7 @@ class Read:
         lengths = [
             len(p) + len(a) - skipped for p, a in zip(self.prompts, self.answers, strict=True)
         ]
-        return batches(lengths, max(1, _LOGIT_BYTES // (4 * vocabulary * max(lengths))))
+        return batches(lengths, max(1, MOVEMENT_BYTES // (4 * vocabulary * max(lengths))))
 
     def batch(self, indices: Sequence[int], skipped: int, device: torch.device) -> Batch:
         """Stack some rows without their first ``skipped`` tokens."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunemath.budget.peaks import PASS_LOGITS
 from tunemath.errors import TunemathError
 from tunemath.mask import Message, Template, encode_prompt, load_tokenizer
 from tunemath.objective import kl_from_logits
@@ -44,8 +45,6 @@ _TEXTS = (
 _LONGEST = 48
 _NUMBERS = 2**23
 """The most logits that are kept, in all."""
-_AT_ONCE = 2**24
-"""The most logits of one pass."""
 _BLOCK = 2**20
 """The most logits that are compared at once."""
 
@@ -103,7 +102,7 @@ def _logits(model: Any, rows: Sequence[Row], most: int) -> Iterator[Tensor]:
     each = max(1, most // vocabulary // max(1, len(rows)))
     # Casting costs once a pass, so as many rows share one as their logits allow.
     widest = max(len(ids) for ids, _ in rows)
-    together = max(1, _AT_ONCE // vocabulary // widest)
+    together = max(1, PASS_LOGITS // vocabulary // widest)
     for start in range(0, len(rows), together):
         batch = rows[start : start + together]
         places = [

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from tunemath.errors import ModelError
-from tunemath.space.blueprint import Blueprint, Module
+from tunemath.space.blueprint import Blueprint, Module, positions_of
 from tunemath.space.layers import after_layers, heads_of, layers_of
 from tunemath.space.ledger import Ledger
 from tunemath.space.peft import (
@@ -174,9 +174,8 @@ def _hold_rank(change: Change, rank: int) -> Change:
 
 def _hold_places(blueprint: Blueprint, space: PrefixSpace | PromptSpace) -> None:
     """Refuse more virtual tokens than the model has positions, or as many."""
-    names = ("max_position_embeddings", "n_positions")
-    positions = next((blueprint.config.get(n) for n in names if n in blueprint.config), None)
-    if type(positions) is int and space.length >= positions:
+    positions = positions_of(blueprint).limit
+    if positions is not None and space.length >= positions:
         raise ModelError(
             f"space.length is {space.length}, and the model has {positions} positions for virtual "
             "tokens and rows together; give a shorter one"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
+from tunemath.errors import ModelError
 from tunemath.space.blueprint import read_blueprint
 from tunemath.space.blueprint.positions import Positions, positions_of
 
@@ -135,17 +137,13 @@ def test_other_positions_go_on(tmp_path, model_type):
 )
 @pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
 def test_scaling_extends_rotary_positions(tmp_path, scaling, expected, key):
-    import json
-
     values = {**LLAMA, "model_type": "llama", "max_position_embeddings": 4096, key: scaling}
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert positions_of(read_blueprint(tmp_path / "config.json")) == Positions(expected, False)
 
 
 def test_an_old_t5_states_positions_that_it_does_not_have(tmp_path):
-    import json
-
-    values = {
+    values: dict[str, Any] = {
         "model_type": "t5",
         "n_positions": 512,
         "architectures": ["T5ForConditionalGeneration"],
@@ -153,3 +151,15 @@ def test_an_old_t5_states_positions_that_it_does_not_have(tmp_path):
     values |= {"d_model": 16, "d_ff": 16, "num_layers": 1, "num_heads": 2, "d_kv": 8}
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert positions_of(read_blueprint(tmp_path / "config.json")) == Positions(None, False)
+
+
+@pytest.mark.parametrize("padding", [-1, 513, 600, 10**12])
+def test_a_padding_token_that_leaves_no_positions_is_told(tmp_path, padding):
+    values = {"vocab_size": 99, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
+              "intermediate_size": 8, "max_position_embeddings": 514}  # fmt: skip
+    values |= {"model_type": "roberta", "architectures": ["RobertaForMaskedLM"]}
+    (tmp_path / "config.json").write_text(json.dumps({**values, "pad_token_id": padding}))
+    with pytest.raises(ModelError, match=f"pad_token_id {padding}, and positions are counted"):
+        positions_of(read_blueprint(tmp_path / "config.json"))
+    (tmp_path / "config.json").write_text(json.dumps({**values, "pad_token_id": 1}))
+    assert positions_of(read_blueprint(tmp_path / "config.json")) == Positions(512, True)

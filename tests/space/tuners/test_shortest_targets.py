@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -172,3 +174,12 @@ def test_a_commit_that_is_known_stays():
     }
     assert portable(values) == {**values, "target_modules": ["a", "b"]}
     assert portable({"base_model_name_or_path": None}) == {"base_model_name_or_path": None}
+
+
+def test_a_folder_that_may_not_be_looked_into_or_has_no_name_is_a_name(monkeypatch, tmp_path):
+    def refused(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    assert base_reference("x" * 300) == ("x" * 300, None)
+    monkeypatch.setattr(os, "stat", refused)
+    assert base_reference("/root/models/llama") == ("./llama", None)

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tunemath.errors import ModelError
+from tunemath.shown import shown
 from tunemath.space.blueprint.record import Blueprint
 
 __all__ = ["Positions", "positions_of"]
@@ -50,6 +52,8 @@ class Positions:
 def positions_of(blueprint: Blueprint) -> Positions:
     """Return how many positions a model has, virtual tokens among them.
 
+    Raises `ModelError` where the padding token's id leaves none.
+
     A model with ALiBi or relative positions, or without attention, has no limit. Of rotary
     positions it is the configuration's ``max_position_embeddings``, or what scaling extends it to.
     """
@@ -81,14 +85,24 @@ def _table(blueprint: Blueprint) -> int | None:
     config = _text_config(blueprint.config)
     if blueprint.model_type in _AFTER_PADDING:
         padding = config.get("pad_token_id", _PADDING)
-        return min(rows) - 1 - (padding if isinstance(padding, int) else _PADDING)
+        left = min(rows) - 1 - (padding if type(padding) is int else _PADDING)
+        if not 0 < left < min(rows):
+            raise ModelError(
+                f"the configuration has pad_token_id {shown(padding)}, and positions are counted "
+                f"from the one after it in a table of {min(rows):,}; correct it"
+            )
+        return left
     # Some tables begin with two rows that stand for padding, and the configuration leaves them out.
     stated = _count(config.get("max_position_embeddings"))
     return min(rows) if stated is None else min(*rows, stated)
 
 
 def _extended(known: int, config: Mapping[str, Any]) -> int:
-    """Return the length that the scaling of rotary positions states, if it is the larger one."""
+    """Return the length that the scaling of rotary positions states, if it is the larger one.
+
+    A scaling that does not say from which length it starts is taken to start from the stated one:
+    too many, where that is the extended one.
+    """
     lengths = [known]
     for scaling in _scalings(config):
         factor = scaling.get("factor")

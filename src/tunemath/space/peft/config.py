@@ -64,7 +64,6 @@ _OF_NAMES = ("target_modules", "exclude_modules", "feedforward_modules", "module
              "target_parameters", "layers_pattern")  # fmt: skip
 _OF_NUMBERS = ("layers_to_transform", "token_indices", "cpt_token_ids", "cpt_mask",
                "cpt_tokens_type_mask")  # fmt: skip
-_PATTERNS = {"alpha_pattern": (int, float)}
 _ELEMENTS = {**dict.fromkeys(_OF_NAMES, str), **dict.fromkeys(_OF_NUMBERS, int)}
 
 
@@ -157,8 +156,8 @@ def refuse_wrong_types(config: AdapterConfig) -> None:
         good = isinstance(value, (*wanted, *lists)) and not isinstance(value, bool)
         if good and key in _ELEMENTS and isinstance(value, list | tuple | set | frozenset):
             good = all(type(each) is _ELEMENTS[key] for each in value)
-        if good and key in _PATTERNS:
-            good = all(type(each) in _PATTERNS[key] for each in value.values())
+        if good and key == "alpha_pattern" and isinstance(value, dict):
+            good = all(type(each) in (int, float) for each in value.values())
         if not good:
             raise ModelError(f"{config.peft_type}: {key} is {value!r:.60}; expected {words}")
 

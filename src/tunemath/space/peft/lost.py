@@ -7,9 +7,9 @@ from typing import Any
 
 from tunemath.space.blueprint import Blueprint
 from tunemath.space.peft.config import AdapterConfig
-from tunemath.space.peft.expressions import compiled
+from tunemath.space.peft.expressions import compiled, pattern_test
 from tunemath.space.peft.match import near_to
-from tunemath.space.peft.names import ends_in, layer_of, pattern_test
+from tunemath.space.peft.names import ends_in, layer_of
 
 __all__ = ["lost_settings"]
 

@@ -9,7 +9,7 @@ from typing import Any
 from tunemath.errors import ModelError
 from tunemath.space.blueprint import Blueprint
 from tunemath.space.peft.config import AdapterConfig
-from tunemath.space.peft.expressions import compiled
+from tunemath.space.peft.expressions import compiled, pattern_test
 
 __all__ = [
     "ends_in",
@@ -17,7 +17,6 @@ __all__ = [
     "layer_of",
     "name_filter",
     "narrowing",
-    "pattern_test",
     "pattern_value",
     "pattern_values",
     "shortened",
@@ -41,11 +40,6 @@ def pattern_values(patterns: Mapping[str, Any], default: Any) -> Callable[[str],
     """Return the function from a name to what ``rank_pattern`` has for it."""
     tests = [(pattern_test(pattern), value) for pattern, value in patterns.items()]
     return lambda name: next((value for test, value in tests if test(name)), default)
-
-
-def pattern_test(pattern: str) -> Callable[[str], Any]:
-    """Return whether a pattern of ``rank_pattern`` means a name, whole or after a dot."""
-    return compiled(rf"(.*\.)?({pattern})$", pattern).match
 
 
 def ends_in(name: str, wanted: Collection[str]) -> bool:

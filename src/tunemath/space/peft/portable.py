@@ -7,6 +7,7 @@ layer. Another machine has no such path, and servers know targets by their last 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
@@ -59,12 +60,12 @@ def references(names: Iterable[str]) -> dict[str, tuple[str, str | None]]:
 def _is_folder(name: str) -> bool:
     if name.startswith(("/", "~", ".", "\\")) or PureWindowsPath(name).is_absolute():
         return True
-    return bool(name) and Path(name).is_dir()
+    return os.path.isdir(name)  # also of a folder that may not be looked into
 
 
 def _parts(name: str) -> tuple[str, ...]:
     """Return a folder's name and those above it, roots left out."""
-    whole = str(Path(name).expanduser().resolve()) if Path(name).is_dir() else name
+    whole = str(Path(name).resolve()) if os.path.isdir(name) else name
     parts = tuple(part for part in re.split(r"[/\\]", whole) if part not in ("", ".", "..", "~"))
     return parts or ("model",)
 
