@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from tunemath.commented import commented_contract
-from tunemath.contract import FineTune, contract_schema
+from tunemath.contract import FineTune, ModelChoice, contract_schema
 from tunemath.elsewhere import FIELDS, NOT_HERE
-from tunemath.errors import ContractError
+from tunemath.errors import ContractError, ModelError
 from tunemath.space.record import METHODS
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").rglob("*.yaml"))
@@ -177,6 +177,39 @@ def test_refusals(write, text, words):
 def test_several_problems_are_all_named(write):
     message = refused(write(SMALL + "space: {rank: 0, alpha: -1}\nseeed: 1\n"))
     assert all(word in message for word in ("space.rank", "space.alpha", "seeed"))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("list=1", "unknown key list; valid: name"),
+        ("str=1", "unknown key str; "),
+        ("space={str: 1}", "unknown key space.str; valid: method"),
+        ("budget={list: 1}", "unknown key budget.list; valid: epochs"),
+        ("budget={literal: 1}", "unknown key budget.literal; "),
+    ],
+)
+def test_a_key_that_is_called_as_a_kind_of_value_is_named(write, override, words):
+    with pytest.raises(ContractError) as told:
+        FineTune.load(write(SMALL), [override])
+    assert words in str(told.value)
+
+
+def test_relative_paths_are_whole_wherever_they_come_from(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write(SMALL)
+    contract = FineTune.load(path, ["mask={train: other.jsonl}"])
+    assert contract.mask.train == tmp_path / "other.jsonl"
+    parsed = FineTune.parse({**contract.resolved(), "mask": {"train": "other.jsonl"}})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/contract.yaml").write_text(parsed.to_yaml(), "utf-8")
+    assert FineTune.load(tmp_path / "run/contract.yaml") == parsed == contract
+
+
+@pytest.mark.parametrize("name", ["", "a" * 5000, "caf\udce9"])
+def test_what_no_model_is_called(name):
+    with pytest.raises(ModelError, match="is no model's name"):
+        ModelChoice.named(name)
 
 
 def test_files_that_cannot_be_read(tmp_path):

@@ -9,6 +9,8 @@ from tunemath.plain_yaml import YamlProblemError, load_yaml
 
 LEVELS = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9))
 MERGED = "\n".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}" for n in range(1, 9))
+MANY = "a: &a {" + ", ".join(f"k{n}: 1" for n in range(900)) + "}\n"
+MANY += "b: {<<: [" + "*a, " * 200_000 + "]}"
 
 
 @pytest.mark.parametrize(
@@ -28,6 +30,7 @@ MERGED = "\n".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}" for
         ("{a: " * 1000, "nested more than 50 deep", 1),
         ("a0: &a0 [x]\n" + LEVELS, "more than 10,000 values", 0),
         ("a0: &a0 {x: 1, y: 2}\n" + MERGED, "more than 10,000 keys", None),
+        (MANY, "more than 10,000 keys", 2),
         ("seed: &a [*a]", "nested more than 50 deep", 0),
         ("a: 1\n\na: 2", "the key 'a' is given twice", 3),
         ("a: !!python/object/apply:os.system [x]", "could not determine a constructor", 1),
@@ -48,6 +51,7 @@ def test_what_is_no_plain_yaml(text, words, line):
     [
         "a: [1, 2.5, true, null, text, 2024-01-02, 0x1f, 1_000, .5, 1e3, .inf]",
         "base: &base {x: 1, y: [1, 2]}\nother: {<<: *base, z: *base}",
+        "base: &base {a: 1}\nx: {y: &mid {<<: *base, a: 2}}\ntop: {<<: *mid}",
         "a: |\n  lines\n  of text\n",
         "",
         "just text",

@@ -79,5 +79,8 @@ def test_half_of_a_character_is_no_text():
     for text in (r'{"a": "\ud800"}', r'{"\uDC00": 1}', r'["\ud800 \udc00"]'):
         with pytest.raises(ModelError, match=r"config holds \\u(d800|dc00), half of a character"):
             parse_json(text, Path("config"), ModelError)
+    for raw in (b'{"a": "\xed\xa0\x80"}', '{"a": 1}'.encode("utf-16")):
+        with pytest.raises(ModelError, match="config is not valid JSON"):
+            parse_json(raw, Path("config"), ModelError)
     assert parse_json(rb'"\ud83d\ude00"', Path("config"), ModelError) == "\U0001f600"
     assert parse_json(r'"\\ud800"', Path("config"), ModelError) == r"\ud800"

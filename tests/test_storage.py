@@ -338,3 +338,25 @@ def test_what_a_living_process_is_writing_is_left_to_it(tmp_path):
             process.kill()
     assert path.read_text() == "whole"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_other_programs_files_are_left_alone(tmp_path):
+    for name in (".backup.20240101.part", ".job.txt.abcdefgh.part", ".x.part"):
+        (tmp_path / name).write_text("theirs")
+    write_text(tmp_path / "job.txt", "ours")
+    assert len([*tmp_path.iterdir()]) == 4
+
+
+def test_a_folder_that_another_process_made_meanwhile_is_refused(tmp_path):
+    def make() -> None:
+        with new_folder(tmp_path / "out") as part:
+            (part / "a").write_text("ours")
+            (tmp_path / "out").mkdir()
+
+    with pytest.raises(RunError, match="exists already"):
+        make()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_name_that_is_no_utf_8_has_a_hash():
+    assert canonical_json({"a\udcff": 1}) == b'{"a\xed\xb3\xbf":1}'

@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from tunemath.budget.record import Budget
-from tunemath.errors import ContractError
+from tunemath.errors import ContractError, ModelError
 from tunemath.evaluation.record import Evaluation
 from tunemath.mask.record import DataMask
 from tunemath.objective.record import Objective
@@ -36,6 +36,17 @@ class ModelChoice(Record):
     """The hub revision; it is pinned to a commit when the run first gets the model."""
     trust_remote_code: bool = False
     """Run code that comes with the model. Off, and the report says so when it is on."""
+
+    @classmethod
+    def named(cls, name: str) -> ModelChoice:
+        """Return the model of a name; `ModelError` where none can be called so."""
+        try:
+            return cls(id=name)
+        except ValidationError as error:
+            raise ModelError(
+                f"{shown(name)} is no model's name ({explain(error, cls)}); give a folder, or an "
+                "id such as org/name"
+            ) from None
 
 
 class FineTune(Record):
@@ -98,10 +109,19 @@ class FineTune(Record):
         return cls.parse(values, where=str(path))
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any], where: str = "contract") -> FineTune:
-        """Validate a mapping; an error names the field, and the nearest key for an unknown one."""
+    def parse(
+        cls, values: Mapping[str, Any], where: str = "contract", folder: Path | None = Path()
+    ) -> FineTune:
+        """Validate a mapping; an error names the field, and the nearest key for an unknown one.
+
+        Relative paths are taken from ``folder``, the working one; None leaves them as they are.
+        """
+        values = {key: dict(v) if isinstance(v, dict) else v for key, v in values.items()}
+        if folder is not None:
+            for section, key in _PATHS:
+                _anchor(values, section, key, folder)
         try:
-            return cls.model_validate(dict(values))
+            return cls.model_validate(values)
         except ValidationError as error:
             raise ContractError(f"{where}: " + explain(error, cls)) from None
 
@@ -151,17 +171,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _anchor(values: dict[str, Any], section: str, key: str, folder: Path) -> None:
-    """Make a relative path of the file absolute, from the file's own folder."""
+    """Make a relative path absolute, as seen from a folder."""
     holder = values.get(section)
-    if isinstance(holder, dict) and isinstance(holder.get(key), str):
-        holder[key] = _absolute(holder[key], folder, f"{section}.{key}")
-
-
-def _absolute(path: str, folder: Path, where: str) -> str:
-    try:
-        return str((folder / path).resolve())
-    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, NUL, half a character
-        raise ContractError(f"{where} is {shown(path)}, which is no path ({error})") from None
+    if isinstance(holder, dict) and isinstance(holder.get(key), str | Path):
+        try:
+            holder[key] = str((folder / holder[key]).resolve())
+        except (OSError, RuntimeError, ValueError) as error:  # a loop of links, NUL, half a letter
+            raise ContractError(
+                f"{section}.{key} is {shown(holder[key])}, which is no path ({error})"
+            ) from None
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -187,6 +205,4 @@ def _apply(values: dict[str, Any], override: str) -> None:
             raise ContractError(f"--set {clip(override, 80)}: {key} is a value, not a section")
         holder[key] = dict(inner)
         holder = holder[key]
-    if tuple(keys) in _PATHS and isinstance(value, str):
-        value = _absolute(value, Path(), dotted)
     holder[keys[-1]] = value

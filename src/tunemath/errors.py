@@ -29,7 +29,11 @@ __all__ = [
     "ShapeError",
     "StorageError",
     "TunemathError",
+    "is_of_memory",
 ]
+
+# What torch says where an allocation fails, by its class or by its words.
+_OF_MEMORY = ("OutOfMemoryError", "can't allocate memory", "out of memory")
 
 
 class TunemathError(Exception):
@@ -74,3 +78,13 @@ class RunError(TunemathError, RuntimeError):
 
 class StorageError(TunemathError, OSError):
     """The disk is full, or a folder may not be written."""
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is not enough memory.
+
+    >>> is_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    True
+    """
+    words = f"{type(error).__name__}: {error}"
+    return isinstance(error, MemoryError) or any(each in words for each in _OF_MEMORY)

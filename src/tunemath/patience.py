@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 __all__ = ["OutOfPatienceError", "patience"]
 
@@ -31,7 +31,11 @@ def patience(seconds: float) -> Iterator[None]:
         yield
         return
 
-    def stop(number: int, frame: Any) -> NoReturn:
+    inside = True
+
+    def stop(number: int, frame: Any) -> None:
+        if not inside:  # between its end and the timer's
+            return
         raise OutOfPatienceError(f"it takes more than {seconds:g} s of processor time")
 
     before = signal.signal(signal.SIGVTALRM, stop)
@@ -39,5 +43,6 @@ def patience(seconds: float) -> Iterator[None]:
     try:
         yield
     finally:
+        inside = False
         signal.setitimer(signal.ITIMER_VIRTUAL, left, every)
         signal.signal(signal.SIGVTALRM, before)

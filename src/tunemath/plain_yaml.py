@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -67,6 +67,14 @@ def _size(value: Any, left: int, deeper: int) -> int:
     return left
 
 
+def _merged(node: yaml.MappingNode) -> Iterator[yaml.MappingNode]:
+    """Yield the mappings that ``<<`` merges into one, each as often as it is named."""
+    for key, value in node.value:
+        if key.tag == "tag:yaml.org,2002:merge":
+            given = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            yield from (each for each in given if isinstance(each, yaml.MappingNode))
+
+
 class _Loader(yaml.SafeLoader):
     """A safe loader that says where a value can't be read, and refuses a key given twice."""
 
@@ -94,20 +102,25 @@ class _Loader(yaml.SafeLoader):
                 None, None, f"{shown(given)} can't be read as {kind}", node.start_mark
             ) from None
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
         seen = set()
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+        for key, _ in node.value:
             name = key.value if isinstance(key, yaml.ScalarNode) else id(key)
             if name in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {str(name)[:80]!r} is given twice", key.start_mark
                 )
             seen.add(name)
-        return super().construct_mapping(node, deep)
+        return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        total = len(node.value)
+        for merged in _merged(node):
+            self.flatten_mapping(merged)
+            total += len(merged.value)
+            if total > _MOST:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"more than {_MOST:,} keys with those merged in", node.start_mark
+                )
         super().flatten_mapping(node)
-        if len(node.value) > _MOST:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"more than {_MOST:,} keys with those merged in", node.start_mark
-            )

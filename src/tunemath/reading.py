@@ -24,7 +24,7 @@ LONGEST_JSON = 2**26
 
 _ENDLESS = 2**26  # the most that is read of a file which says of itself that it is empty
 _DEEPEST = 100
-_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # of a pair that stands for one character
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a pair that stands for one character
 _LFS = b"version https://git-lfs"
 
 _REASONS = {
@@ -95,12 +95,13 @@ def parse_json(
 ) -> Any:
     """Return what JSON says; ``path`` names it where it is damaged, or nested beyond all use."""
     try:
-        value = json.loads(data)
+        text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
+        value = json.loads(text)
     except RecursionError:
         raise error(f"{path} is not valid JSON of its kind: nested beyond all use") from None
     except ValueError as why:
         raise error(f"{path} is not valid JSON ({one_line(why, 200)}); {fix}") from None
-    if _HALF.search(data if isinstance(data, bytes) else data.encode()):
+    if _HALF.search(text):
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as why:

@@ -73,9 +73,10 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
     """Say each problem of a ``root`` in one line, with the nearest valid name."""
     lines = []
     for problem in error.errors():
-        keys, record, arms, tag = _place(problem["loc"], root)
+        named = problem["type"] == "extra_forbidden"  # its last part is a key that a user wrote
+        keys, record, arms, tag = _place(problem["loc"], root, named)
         where = ".".join(keys)
-        if problem["type"] == "extra_forbidden":
+        if named:
             lines.append(_unknown(keys, record, arms, tag))
         elif problem["type"] == "missing":
             lines.append(f"{where} is missing; it has no default")
@@ -88,17 +89,19 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
 
 
 def _place(
-    location: Sequence[int | str], root: type[BaseModel]
+    location: Sequence[int | str], root: type[BaseModel], named: bool
 ) -> tuple[list[str], type[BaseModel], Sequence[type[BaseModel]], str]:
     """Return the keys of an error's location, the record of the last, its siblings and its tag.
 
-    In a union of records pydantic puts the tag of the chosen one between the keys.
+    Between the keys pydantic puts the tag of the chosen record of a union, and the kind of a plain
+    value's union; ``named`` says that the last part is a key, whatever it looks like.
     """
     keys: list[str] = []
     record, siblings, tag = root, (), ""
     found: Sequence[type[BaseModel]] = ()
-    for part in location:
-        if not isinstance(part, str) or part.partition("[")[0] in _PLAIN_ARMS:
+    for place, part in enumerate(location, 1):
+        a_key = named and place == len(location)
+        if not isinstance(part, str) or (not a_key and part.partition("[")[0] in _PLAIN_ARMS):
             continue
         if len(found) > 1:
             record = next(arm for arm in found if part in _tags(arm))

@@ -63,7 +63,8 @@ _WORDS = {
     "iostream error": _FULL,
     r"\d requested and \d+ written": _FULL,
 }
-_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.part")
+_PART = ".tunemath-part"
+_TEMPORARY = re.compile(rf"\..+\.[a-z0-9_]{{8}}{re.escape(_PART)}")
 
 
 @contextmanager
@@ -98,8 +99,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """
     from filelock import FileLock, Timeout
 
-    if folder.exists():
-        raise RunError(f"{folder} exists already; give another folder, or delete it first")
+    _refuse_existing(folder)
     with storage_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = folder.with_name(f".{folder.name}.part")
@@ -109,14 +109,21 @@ def new_folder(folder: Path) -> Iterator[Path]:
         except Timeout:
             raise RunError(f"another process is writing {folder}; wait for it to end") from None
         try:
+            _refuse_existing(folder)  # another process may have made it meanwhile
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
             yield part
+            _refuse_existing(folder)
             part.rename(folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
             Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
+
+
+def _refuse_existing(folder: Path) -> None:
+    if folder.exists():
+        raise RunError(f"{folder} exists already; give another folder, or delete it first")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -147,7 +154,7 @@ def write_text(path: Path, text: str) -> None:
 def _temporary(path: Path) -> tuple[int, str]:
     """Open a new file beside ``path``, locked as long as it, or a copy of its handle, is open."""
     while True:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PART)
         if fcntl is None:
             return handle, name
         with suppress(OSError):  # a file system without locks
@@ -161,7 +168,7 @@ def remove_leftovers(folder: Path) -> None:
     """Delete the files of `write_text` in a folder that no living process is writing."""
     if fcntl is None:
         return
-    for path in folder.glob(".*.part"):
+    for path in folder.glob(f".*{_PART}"):
         if not (_TEMPORARY.fullmatch(path.name) and path.is_file()):
             continue
         with suppress(OSError), path.open("rb") as file:
@@ -194,7 +201,8 @@ def read_jsonl(path: Path) -> list[Any]:
 
 def canonical_json(value: Any) -> bytes:
     """Return the one byte string that stands for ``value``: sorted keys, no spaces."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text.encode("utf-8", "surrogatepass")  # a file's name need not be UTF-8
 
 
 def hash_bytes(data: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -234,3 +235,25 @@ def test_a_home_that_cannot_be_written_stops_no_command(tiny_job, tmp_path, envi
     )
     assert done.returncode in (0, 1), done.stderr[-2000:]
     assert "Traceback" not in done.stderr
+
+
+def test_a_name_that_is_no_utf_8_is_hashed_and_not_remembered(fresh, tmp_path):
+    folder = tmp_path / "caf\udce9"
+    try:
+        folder.mkdir()
+    except (OSError, UnicodeError):
+        pytest.skip("this file system takes no such name")
+    (folder / "a").write_bytes(b"weights")
+    assert file_hash(folder / "a") == hashlib.sha256(b"weights").hexdigest()
+    keep("traces", "caf\udce9", "text")
+
+
+def test_a_file_that_is_gone_is_forgotten(fresh, weights):
+    file_hash(weights)
+    other = weights.with_name("other")
+    other.write_bytes(b"x")
+    weights.unlink()
+    settle()
+    file_hash(other)
+    known = json.loads((fresh / "hashes.json").read_text("utf-8"))
+    assert [*known] == [str(other)]

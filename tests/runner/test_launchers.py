@@ -112,8 +112,11 @@ def test_a_launcher_is_named_where_it_says_who_it_is(monkeypatch):
 def test_a_launched_process_leaves_no_lock_and_no_folder(tiny_job, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RunError, match="one of 2 processes"):
-        advance(Run(FineTune.load(tiny_job), tmp_path / "runs"), "plan")
+        advance(Run(FineTune.load(tiny_job), tmp_path / "runs"), "train")
     assert not (tmp_path / "runs").exists()
+    with pytest.raises(RunError, match="one of 2 processes"):
+        choose_device()
+    advance(Run(FineTune.load(tiny_job), tmp_path / "runs"), "mask")  # neither needs a device
 
 
 def test_what_a_launcher_asks_for_is_out_of_sight_and_back_again(monkeypatch):

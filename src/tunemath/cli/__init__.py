@@ -11,9 +11,7 @@ __all__ = ["main"]
 _BAD_INPUT = 2
 _INTERNAL = 70
 _LEARN = ("nbformat", "matplotlib", "markdown_it", "latex2mathml", "pygments")
-# What torch says where an allocation fails, by its class or by its words.
-_OUT_OF_MEMORY = ("OutOfMemoryError", "can't allocate memory", "out of memory")
-_OF_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
+_OF_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EACCES, errno.EPERM)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -31,11 +29,9 @@ def main(arguments: list[str] | None = None) -> None:
 def _main(arguments: list[str] | None) -> None:
     from tunemath.cli.app import app
     from tunemath.cli.streams import whole_output
-    from tunemath.runner.launchers import refuse_several_processes
     from tunemath.shown import clean, one_line
 
     try:
-        refuse_several_processes()
         with whole_output():
             app(args=arguments, prog_name="tunemath")
     except Exception as error:
@@ -51,7 +47,7 @@ def _main(arguments: list[str] | None) -> None:
 
 def _said(error: Exception) -> list[str] | None:
     """Return the lines that tell what the user can put right; None for a fault of ours."""
-    from tunemath.errors import DataError, TunemathError
+    from tunemath.errors import DataError, TunemathError, is_of_memory
 
     if isinstance(error, DataError):
         return [error.message, *error.faults]
@@ -61,8 +57,8 @@ def _said(error: Exception) -> list[str] | None:
         return [_lacking(error)]
     if isinstance(error, OSError) and error.errno in _OF_PATHS:
         return [f"{error.filename} is no path that can be used ({error.strerror}); correct it"]
-    words = f"{type(error).__name__}: {error}"
-    if isinstance(error, MemoryError) or any(each in words for each in _OUT_OF_MEMORY):
+    if is_of_memory(error):
+        words = f"{type(error).__name__}: {error}"
         return [
             f"there is not enough memory ({words}); `tunemath plan` and `tunemath memory` say what "
             "a contract takes, and what to change"

@@ -50,6 +50,7 @@ def _init(
             "evaluation": {"task": task, "retention": retention},
         },
         where="init",
+        folder=None,
     )
     write_text(path, commented_contract(contract.resolved()))
     schema = path.with_name("finetune.schema.json")

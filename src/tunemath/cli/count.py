@@ -189,5 +189,5 @@ def _files_of(model: str) -> Path:
         from tunemath.runner.resolve import DEFAULT_MODEL, resolve_model
 
         if model == DEFAULT_MODEL:
-            return resolve_model(ModelChoice(id=model)).folder
+            return resolve_model(ModelChoice.named(model)).folder
     return path

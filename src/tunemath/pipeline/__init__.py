@@ -193,7 +193,6 @@ def advance(
     data, nor wait for another process: their evidence then has ``what_if``, the reason, and nothing
     was saved.
     """
-    refuse_several_processes()
     wanted = _ancestors(until)
     _validate(run)
     if wanted <= set(EARLY):
@@ -201,6 +200,8 @@ def advance(
         why = why_unsaved(run, {name: _inputs(run, stage) for name, stage in stages.items()})
         if why is not None:
             return answer_only(run, [stage.action for stage in stages.values()], why)
+    else:
+        refuse_several_processes()
     with run.folder.locked():
         _begin(run)
         for stage in STAGES:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tunemath.contract import FineTune, ModelChoice
 from tunemath.errors import ContractError, ModelError
+from tunemath.pipeline.products import base_at
 from tunemath.runner.origins import trained_on
 from tunemath.runner.progress import Progress, silent
 from tunemath.runner.resolve import ResolvedModel, resolve_model, weights_hash
@@ -65,7 +66,7 @@ def extract_lora(
     from tunemath.space.weights.extract import extract
 
     options = options or ExtractOptions()
-    model, after = _model(base), _model(tuned).folder
+    model, after = base_at(base), base_at(tuned).folder
     before = model.folder
     sources = [_source("base", base, before), _source("tuned", tuned, after)]
     _refuse_other_base(after, sources[0])
@@ -109,7 +110,7 @@ def resize_lora(
     _need_adapter(adapter)
     sources = [*_recorded_base(adapter), _source("adapter", str(adapter), adapter)]
     if base is not None:
-        given = _source("base", base, _model(base).folder)
+        given = _source("base", base, base_at(base).folder)
         _refuse_other_base(adapter, given)
         sources = [given, *sources[-1:]]
     settings = {choice.by: choice.value, "dtype": dtype}
@@ -143,11 +144,11 @@ def combine_models(
             f"{adapter} is an adapter, and {names[are_adapters.index(False)]} a model; give one "
             "kind, after `tunemath merge` or `tunemath extract`"
         )
-    folders = [Path(name) if are_adapters[0] else _model(name).folder for name in names]
+    folders = [Path(name) if are_adapters[0] else base_at(name).folder for name in names]
     role = "adapter" if are_adapters[0] else "tuned"
     sources = [_source(role, *each) for each in zip(names, folders, strict=True)]
     if options.base is not None:
-        sources = [_source("base", options.base, _model(options.base).folder), *sources]
+        sources = [_source("base", options.base, base_at(options.base).folder), *sources]
     sources = _with_one_base(sources, folders)
     settings = {**vars(mix), "base": options.base, "dtype": options.dtype}
     if options.choice is not None:
@@ -160,7 +161,7 @@ def combine_models(
             proof["logits"] = _logits_on_base(folder, beside, options.base, progress)
         elif probe:
             if options.base is not None:
-                beside[options.base] = _model(options.base).folder
+                beside[options.base] = base_at(options.base).folder
             proof["logits"] = _logits(folder, beside, None, progress)
     return {"folder": str(out), **proof}
 
@@ -185,7 +186,7 @@ def _checkpoints(
 
     if options.choice is not None:
         raise ContractError("a rank is for adapters; of models, `tunemath extract` takes one out")
-    base = _model(options.base).folder if options.base is not None else None
+    base = base_at(options.base).folder if options.base is not None else None
     tick = _as("tensors", progress)
     found = combine(folders, out, mix, base=base, dtype=options.dtype, tick=tick)
     # The first model's over the base's, since its answers are shaped by its own template.
@@ -196,10 +197,6 @@ def _checkpoints(
 
 def _as(what: str, progress: Progress) -> Callable[[int, int], None]:
     return lambda done, total: progress(what, done, total)
-
-
-def _model(name: str) -> ResolvedModel:
-    return resolve_model(ModelChoice(id=name))
 
 
 def _logits(
@@ -222,8 +219,8 @@ def _logits_on_base(
     The base is the one given, else the one that the first adapter names, if it is on this machine.
     """
     try:
-        model = _model(base) if base is not None else _named_base(next(iter(adapters.values())))
-    except ModelError as why:
+        model = base_at(base) if base is not None else _named_base(next(iter(adapters.values())))
+    except (ModelError, ContractError) as why:
         return {"unmeasured": f"{why}; --base gives the model to compare on"}
     name = model.reference if base is None else base
     return _logits(product, {**adapters, name: model.folder}, model, progress)
@@ -246,7 +243,7 @@ def _named_base(adapter: Path) -> ResolvedModel:
     if name.startswith("./") and not Path(name).is_dir():
         beside = adapter.resolve().parent / name
         place = str(beside) if beside.is_dir() else _base_of_run(adapter) or name
-    model = resolve_model(ModelChoice(id=place), download=False)
+    model = resolve_model(ModelChoice.named(place), download=False)
     for source in recorded:
         if model.weights_hash() != source.sha256:
             raise ModelError(f"{place} has other weights now than {adapter} was made from")

@@ -83,7 +83,7 @@ class RunFolder:
             lock.acquire(timeout=0)
         except Timeout:
             return True
-        except PermissionError:  # a folder that may only be read
+        except OSError:  # a folder, or a disk, that may only be read
             return False
         lock.release()
         return False

@@ -39,8 +39,13 @@ def run_peaks(run: Run, scenario: Scenario, product: Mapping[str, Any]) -> dict[
     }
     highest = max(stages, key=lambda stage: stages[stage])
     whole = {"stages": stages, "highest": highest, "total_bytes": stages[highest]}
-    limit = product["limit_bytes"]
-    return {**product, **whole, **({} if limit is None else {"fits": stages[highest] <= limit})}
+    if product["limit_bytes"] is None:
+        return {**product, **whole}
+    fits = stages[highest] <= product["limit_bytes"]
+    found = {**product, **whole, "fits": fits}
+    if product["fits"] and not fits:  # what would make the step smaller is no help
+        found |= {"changes": [], "largest": {}}
+    return found
 
 
 class _Peaks:

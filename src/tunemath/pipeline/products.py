@@ -22,7 +22,7 @@ __all__ = ["base_at", "faults", "merge_into", "unmerge_from", "verify"]
 
 def base_at(name: str) -> ResolvedModel:
     """Return a base model by its folder, its id on the hub, or the embedded model's name."""
-    return resolve_model(ModelChoice(id=name))
+    return resolve_model(ModelChoice.named(name))
 
 
 def merge_into(

@@ -66,7 +66,7 @@ def spectrum_of(
     weights = None
     if base is not None:
         given = Path(base)
-        weights = given if given.exists() else resolve_model(ModelChoice(id=base)).folder
+        weights = given if given.exists() else resolve_model(ModelChoice.named(base)).folder
         refuse_altered(weights if weights.is_dir() else weights.parent)
     if is_adapter(tuned):
         found = adapter_spectrum(tuned, weights, settings, against, tick)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from tunemath.contract import FineTune, ModelChoice
 from tunemath.errors import ContractError, ModelError, RunError
@@ -19,6 +20,7 @@ from tunemath.pipeline.questions import Questions
 from tunemath.pipeline.ranking import RankOptions, measure_ranks
 from tunemath.pipeline.run import Run
 from tunemath.pipeline.using import need_update
+from tunemath.record import explain
 from tunemath.runner.bound import refuse_altered
 from tunemath.runner.resolve import ResolvedModel, resolve_model
 from tunemath.storage import read_json, read_jsonl, write_json, write_text
@@ -97,7 +99,7 @@ def rank_models(
         raise ModelError(f"{tuned} is no folder; give a tuned model's, or a PEFT adapter's")
     if contract is not None and data is not None:
         raise ContractError("--contract and --data exclude each other; give one")
-    model = resolve_model(ModelChoice(id=base))
+    model = resolve_model(ModelChoice.named(base))
     refuse_altered(tuned)
     update_hash(tuned)
     codec = tuned if (tuned / "tokenizer.json").is_file() else model.folder
@@ -151,7 +153,11 @@ def _spread(items: list[Item], most: int) -> list[Item]:
 
 def _of_data(codec: Path, data: Path, progress: Any) -> Questions:
     """Return the items of a file; an answer may be one token longer than the longest reference."""
-    questions = Questions(lambda: codec, Evaluation(task=data), progress)
+    try:
+        items = Evaluation(task=data)
+    except ValidationError as error:
+        raise ContractError(f"--data {data}: {explain(error, Evaluation)}") from None
+    questions = Questions(lambda: codec, items, progress)
     longest = max(len(questions.answer_ids(i, i.reference)) for i in questions.items["task"])
     questions.evaluation = Evaluation(task=data, max_new_tokens=longest + 1)
     return questions

@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tunemath.errors import RunError
+from tunemath.contract import FineTune
+from tunemath.errors import ContractError
 from tunemath.pipeline.folder import RunFolder, differences
 from tunemath.pipeline.run import Run
 from tunemath.pipeline.stopping import EARLY
-from tunemath.plain_yaml import YamlProblemError, load_yaml
-from tunemath.reading import read_text
 
 __all__ = ["answer_only", "why_unsaved"]
 
@@ -71,10 +70,8 @@ def _begun(folder: RunFolder) -> bool:
 def _changed(run: Run, inputs: Inputs) -> list[str]:
     """Say what differs from the folder's own contract, and from what its early stages read."""
     try:
-        before = load_yaml(read_text(run.folder.path / "contract.yaml", RunError))
-    except (RunError, YamlProblemError):
-        before = None
-    if not isinstance(before, dict):
+        before = FineTune.load(run.folder.path / "contract.yaml").resolved()
+    except ContractError:
         return ["its contract.yaml can't be read"]
     changed = differences(before, run.contract.resolved())
     if not changed:

@@ -82,10 +82,9 @@ def memory_tables(product: Mapping[str, Any]) -> Iterator[RenderableType]:
     )
     words = "fits" if fits else "does not fit"
     tone = "green" if fits else "bold red"
-    yield Text(
-        f"\nIt {words} in {size(limit)}. The largest that fits, one at a time: {most}", style=tone
-    )
-    if not fits:
+    largest = f" The largest that fits, one at a time: {most}" if most else ""
+    yield Text(f"\nIt {words} in {size(limit)}.{largest}", style=tone)
+    if not fits and highest in (None, "train"):
         found = product.get("cheapest") or []
         yield Text("\nThe cheapest way to fit: " + _together(found), style="bold")
     changes = [

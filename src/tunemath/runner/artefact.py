@@ -58,8 +58,11 @@ class Probe:
         rows = [[list(ids), list(map(int, supervised))] for ids, supervised in self.rows]
         part = path.with_name(f".{path.name}.part")
         with storage_errors(path):
-            save_file({"logits": self.logits}, part, metadata={"rows": json.dumps(rows)})
-            part.replace(path)
+            try:
+                save_file({"logits": self.logits}, part, metadata={"rows": json.dumps(rows)})
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
 
     @classmethod
     def read(cls, path: Path) -> Probe:

@@ -15,7 +15,7 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.pytorch_utils import Conv1D
 
-from tunemath.errors import ModelError
+from tunemath.errors import ModelError, is_of_memory
 from tunemath.runner.cache import keep, recall
 from tunemath.runner.loading import one_line
 from tunemath.runner.quiet import quiet_libraries
@@ -103,6 +103,8 @@ def build_from_config(
         with quiet_libraries(), torch.device(device):
             return wanted._from_config(CONFIG_MAPPING[model_type].from_dict(values))
     except Exception as error:  # a configuration is a stranger's, and may fail anywhere
+        if is_of_memory(error):
+            raise
         raise ModelError(
             f"transformers {transformers.__version__} cannot build {name} from this configuration: "
             f"{type(error).__name__}: {one_line(error)}"

@@ -53,7 +53,7 @@ def recall(kind: str, key: str, folder: Path | None = None) -> str | None:
 
 def keep(kind: str, key: str, text: str, folder: Path | None = None) -> None:
     """Keep a text for `recall`, if it can be kept."""
-    with suppress(OSError):
+    with suppress(OSError, ValueError):  # a name or a text that is no UTF-8, too
         write_text(_place(kind, key, folder), text)
 
 
@@ -93,6 +93,7 @@ def _remembered() -> dict[str, Any]:
 
 
 def _remember(name: str, entry: list[Any]) -> None:
-    lasting = {key: value for key, value in _remembered().items() if isinstance(value, list)}
-    with suppress(OSError):
+    known = _remembered().items()
+    lasting = {key: each for key, each in known if isinstance(each, list) and os.path.exists(key)}
+    with suppress(OSError, ValueError):
         write_json(cache_folder() / _HASHES, {**lasting, name: entry})

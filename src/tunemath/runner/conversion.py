@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import sys
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 
 from filelock import FileLock
@@ -53,7 +56,8 @@ def _write_model(source: Path, folder: Path) -> None:
         raise ModelError(
             f"converting the embedded model needs {error.name}; run: {install_command('train')}"
         ) from None
-    with quiet_libraries():
+    shown = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
+    with quiet_libraries(), shown:  # transformers' bar, which is none in a log
         names = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
         tokenizer = AutoTokenizer.from_pretrained(**names)
         model = AutoModelForCausalLM.from_pretrained(**names, dtype=torch.float32)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tunemath.errors import ModelError, TunemathError
+from tunemath.errors import ModelError, TunemathError, is_of_memory
 from tunemath.runner.quiet import quiet_libraries
 from tunemath.space import read_tensor_headers
 from tunemath.space.checkpoint import not_finite
@@ -41,9 +41,11 @@ def loading_errors(what: str) -> Iterator[None]:
     try:
         with quiet_libraries():
             yield
-    except (TunemathError, torch.OutOfMemoryError):
+    except TunemathError:
         raise
     except _OF_FILES as error:
+        if is_of_memory(error):
+            raise
         raise ModelError(f"{what}: {one_line(error)}") from error
 
 

@@ -96,7 +96,7 @@ def merge_update(
                 evidence["weights"] |= held(update, part, progress)
                 evidence |= probed(update, part, rows, evidence["dtype"], options.forms, progress)
         found = evidence.get("adapter_vs_reloaded_merged")
-        if found and found["max_logit_difference"] > evidence["tolerance"]:
+        if found and not found["max_logit_difference"] <= evidence["tolerance"]:  # NaN, too
             raise ModelError(
                 f"the merged model differs from the adapter by {found['max_logit_difference']:.2g} "
                 f"in a logit (at most {evidence['tolerance']:g} in {evidence['dtype']}; KL "

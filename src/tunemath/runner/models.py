@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from tunemath.errors import ModelError
 from tunemath.runner.adapters import BottleneckModel
+from tunemath.runner.launchers import refuse_several_processes
 from tunemath.runner.loading import loading_errors, one_line, read_model, read_tensors
 from tunemath.runner.origins import refuse_other_base
 from tunemath.runner.prefixes import attach_virtual_tokens, load_virtual_tokens
@@ -61,6 +62,7 @@ def choose_device(space: UpdateSpace | None = None) -> tuple[torch.device, torch
 
     A model whose own weights are trained (``space``) is float32 everywhere: bfloat16 loses steps.
     """
+    refuse_several_processes()
     own = isinstance(space, UnfreezeSpace | LastLayersSpace)
     if torch.cuda.is_available():
         _tell_of_others(torch.cuda.device_count())

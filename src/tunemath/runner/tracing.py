@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from tunemath.budget import Curves, Mixing, Passes
-from tunemath.errors import ModelError
+from tunemath.errors import ModelError, is_of_memory
 from tunemath.runner.cache import keep, recall
 from tunemath.runner.fakes import build_tuned, computing, fake_tensors
 from tunemath.runner.quiet import quiet_libraries
@@ -124,7 +124,7 @@ def trace_curves(
     about = [2, transformers.__version__, torch.__version__, peft.__version__, dict(config)]
     about += [said, rows, tokens, asdict(setting)]
     key = hash_bytes(canonical_json(about))
-    with suppress(ValueError, TypeError):  # none, or a damaged one
+    with suppress(ValueError, TypeError, RecursionError):  # none, or a damaged one
         points = json.loads(recall("traces", key, cache) or "")
         return Curves(tuple((tuple(at), Passes(**passes)) for at, passes in points))
 
@@ -161,6 +161,8 @@ def trace_passes(
     except ModelError:
         raise
     except Exception as error:  # a family's code may ask for numbers, which fake tensors lack
+        if is_of_memory(error):
+            raise
         raise ModelError(
             "this model can't be traced without its weights: "
             f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
