@@ -348,7 +348,7 @@ def _fault(code: str, said: str, copy: Path) -> str:
     raw = _RAW.search(said)
     if raw:
         return f"printed {raw[0]!a}"
-    left = [path.name for path in copy.rglob(".*") if path.name.endswith((".part", "-part", ".tmp"))]
+    left = [path.name for path in copy.rglob(".*") if path.name.endswith(("part", ".tmp"))]
     return f"left {left[0]}" if left else ""
 
 
