@@ -16,6 +16,7 @@ from tunemath.course.book import exercise, exercises
 from tunemath.course.grading import grade
 from tunemath.course.isolated import graded, pictured, ran
 from tunemath.errors import CourseError
+from tunemath.extras import install_command
 
 
 def test_it_grades_as_it_does_inside():
@@ -97,7 +98,7 @@ def test_a_result_that_the_code_writes_is_not_its_grade(stream):
 
 def test_a_figure_without_matplotlib_names_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(CourseError, match=r"pip install 'tunemath\[learn\]'"):
+    with pytest.raises(CourseError, match=re.escape(install_command("learn"))):
         pictured("1", exercise("1").solution)
 
 

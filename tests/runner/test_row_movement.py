@@ -138,7 +138,7 @@ def test_an_adapter_that_does_nothing_is_exactly_at_zero(dtype):
 def test_batch_size_and_padding_change_nothing(monkeypatch, byte_limit):
     tuned = with_adapter(make_llama())
     prompts, answers = make_job(9)
-    monkeypatch.setattr(movement, "_LOGIT_BYTES", byte_limit)
+    monkeypatch.setattr(movement, "MOVEMENT_BYTES", byte_limit)
     together = measure(tuned, prompts, answers)
     for n, found in enumerate(together):
         (alone,) = measure(tuned, [prompts[n]], [answers[n]])
