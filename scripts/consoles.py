@@ -2,9 +2,9 @@
 
 A block of ``console`` holds commands after ``$`` and under each what it prints. Where that is cut,
 a line … stands for any lines, and … within a line for any characters. After the comment
-``<!-- not run: why -->`` a block is for reading only. Commands on a finished run of the shipped
-example are run where ``runs/dates-sft`` is there; as another processor trains to other figures, of
-what these print only the words are compared.
+``<!-- not run: why -->`` a block is for reading only. Commands on a run of the shipped example are
+run where ``runs/dates-sft`` is finished; as another processor trains to other figures, of what these
+print only the words are compared.
 
     python scripts/consoles.py docs/quickstart.md           writes what differs
     python scripts/consoles.py --check docs/**/*.md         exits with 1 and shows what differs
@@ -46,8 +46,8 @@ def main() -> int:
         renewed = text
         for command, printed in commands(text):
             on_run = bool(_NEEDS_RUN.search(command))
-            if on_run and not (ROOT / "runs" / "dates-sft").is_dir():
-                print(f"{page}: skipped, as runs/dates-sft is not there: {command}")
+            if on_run and not (ROOT / "runs/dates-sft/report.html").is_file():
+                print(f"{page}: skipped, as runs/dates-sft is not finished: {command}")
                 continue
             now = outcome(command)
             if matches(printed, now, figures=not (on_run and options.check)):
