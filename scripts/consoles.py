@@ -3,8 +3,8 @@
 A block of ``console`` holds commands after ``$`` and under each what it prints. Where that is cut,
 a line … stands for any lines, and … within a line for any characters. After the comment
 ``<!-- not run: why -->`` a block is for reading only. Commands on a run of the shipped example are
-run where ``runs/dates-sft`` is finished; as another processor trains to other figures, of what these
-print only the words are compared.
+run where ``runs/dates-sft`` is finished; another processor trains to other figures, so of what
+these print only the words are compared.
 
     python scripts/consoles.py docs/quickstart.md           writes what differs
     python scripts/consoles.py --check docs/**/*.md         exits with 1 and shows what differs
