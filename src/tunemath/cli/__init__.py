@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import traceback
 
@@ -18,6 +19,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave the process with its exit code."""
     from tunemath.cli.streams import silence
 
+    # torch reads it at its first allocation: blocks in huge pages cost a tenth of a step less.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         _main(arguments)
     except OSError:  # standard error takes nothing either, so the code must say it all

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from tunemath.errors import ModelError
 from tunemath.runner.adapters import BottleneckModel
+from tunemath.runner.allocator import give_back_blocks
 from tunemath.runner.launchers import refuse_several_processes
 from tunemath.runner.loading import loading_errors, one_line, read_model, read_tensors
 from tunemath.runner.origins import refuse_other_base
@@ -67,6 +68,7 @@ def choose_device(space: UpdateSpace | None = None) -> tuple[torch.device, torch
     if torch.cuda.is_available():
         _tell_of_others(torch.cuda.device_count())
         return torch.device("cuda", 0), torch.float32 if own else torch.bfloat16
+    give_back_blocks()
     return torch.device("cpu"), torch.float32
 
 
