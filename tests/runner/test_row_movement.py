@@ -156,7 +156,11 @@ def test_all_rows_are_ticked():
 def test_states_that_were_kept_give_the_same(make):
     tuned = with_adapter(make())
     read = Read(*make_job(4), PAD)
-    kept = kept_states(tuned, read)
-    assert movements_from(kept, make(), read, lambda done: None) == measure(
-        tuned, read.prompts, read.answers
-    )
+    again = movements_from(kept_states(tuned, read), make(), read, lambda done: None)
+    for found, live in zip(again, measure(tuned, read.prompts, read.answers), strict=True):
+        # The sums' order may differ by the weights' places in memory, also in one precision.
+        slack = tolerance.kl(max(live.answer), 16 * tolerance.eps(torch.float32))
+        whole = pytest.approx(live.prompt_sum, rel=1e-6, abs=slack * live.prompt_positions)
+        assert found.answer == pytest.approx(live.answer, rel=1e-6, abs=slack)
+        assert (found.prompt_sum, found.prompt_positions) == (whole, live.prompt_positions)
+        assert found.agree == live.agree
