@@ -110,6 +110,7 @@ def environment(variation: Variation, threads: int) -> dict[str, str]:
     return {
         **own, **dict.fromkeys(counts, str(threads)), **variation.environment,
         "TOKENIZERS_PARALLELISM": "false", "MKL_DYNAMIC": "FALSE", "OMP_DYNAMIC": "FALSE",
+        "OMP_WAIT_POLICY": "PASSIVE",  # more threads than cores would wait for each other spinning
     }  # fmt: skip
 
 
